@@ -1,0 +1,97 @@
+"""A completion port for Python, the model of Windows' IOCP on every system.
+
+Start an operation on a socket, later dequeue its completion from the port, on a thread that you
+choose. There are no callbacks::
+
+    import asyncio_native as an
+
+    port = an.CompletionPort()
+    listener = an.AsyncSocket()
+    listener.bind(("127.0.0.1", 5555))
+    listener.listen()
+    port.associate(listener)
+    listener.accept(multishot=True)
+    while True:
+        for c in port.dequeue_many(timeout=1.0):
+            if c.kind is an.RECV and c.data:
+                c.socket.send(c.data, quiet=True)
+            elif c.kind is an.RECV:
+                c.socket.close(flush=True)
+            elif c.kind is an.ACCEPT and c.accepted:
+                port.associate(c.accepted)
+                c.accepted.recv(multishot=True, pause_above=1 << 20)
+
+The C interface below it is documented in csrc/include/asyncio_native.h.
+"""
+
+from __future__ import annotations
+
+from ._backends import Backend, backends
+from ._completion import Completion
+from ._constants import (
+    ACCEPT,
+    CONNECT,
+    DISCONNECT,
+    POST,
+    RECV,
+    RECVFROM,
+    SEND,
+    SENDFILE,
+    SENDTO,
+    TIMER,
+    OperationKind,
+)
+from ._errors import BackendUnavailableError, OperationCancelledError, PortClosedError
+from ._native import ffi as _ffi
+from ._native import lib as _lib
+from ._operation import Operation
+from ._port import CompletionPort
+from ._socket import AsyncSocket
+from ._statistics import Statistics
+
+__all__ = [
+    "ACCEPT",
+    "CONNECT",
+    "DISCONNECT",
+    "POST",
+    "RECV",
+    "RECVFROM",
+    "SEND",
+    "SENDFILE",
+    "SENDTO",
+    "TIMER",
+    "AsyncSocket",
+    "Backend",
+    "BackendUnavailableError",
+    "Completion",
+    "CompletionPort",
+    "Operation",
+    "OperationCancelledError",
+    "OperationKind",
+    "PortClosedError",
+    "Statistics",
+    "__version__",
+    "backends",
+    "binding",
+]
+
+__version__: str = _ffi.string(_lib.an_version()).decode()
+
+binding = "cffi"
+"""How Python calls the C library."""
+
+for _public in (
+    AsyncSocket,
+    Backend,
+    BackendUnavailableError,
+    Completion,
+    CompletionPort,
+    Operation,
+    OperationCancelledError,
+    OperationKind,
+    PortClosedError,
+    Statistics,
+    backends,
+):
+    _public.__module__ = __name__
+del _public

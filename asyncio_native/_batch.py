@@ -1,0 +1,229 @@
+"""A batch of dequeued completions, from the C library's array to Python objects.
+
+Nothing may get lost when an exception strikes in the middle: a signal handler of Python may raise
+between any two of our instructions on the main thread, and memory may run out. So a batch always
+knows how far it is:
+
+- `count[0]`, which the C call itself sets, is the number of entries in the array that still are to
+  be released. Only after that it becomes 0.
+- `done` has one item for each entry that was decoded. Appending it is the commit; what must follow
+  a commit can be done twice without harm, and is done again for the last entry when the decoding
+  of a batch is taken up later.
+
+A batch belongs to one call at a time. When an exception ends that call, the batch goes to the
+port's deque of abandoned batches, from which the next call takes it up.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+from ._address import decode as decode_address
+from ._completion import Completion
+from ._constants import KINDS, POST, OperationKind
+from ._memory import memory
+from ._native import ffi, lib
+from ._socket import accepted_socket
+
+if TYPE_CHECKING:
+    from ._operation import Operation
+    from ._port import CompletionPort
+
+_COMPLETIONS = ffi.typeof("an_completion[]")
+_SIZE = ffi.typeof("size_t *")
+_SOCKET = ffi.typeof("an_socket *")
+
+_MORE = lib.AN_MORE
+_TRUNCATED = lib.AN_TRUNCATED
+
+#: One `an_completion`. Reading all fields of an entry at once costs as much as two through cffi.
+_ENTRY = struct.Struct("@PPPPPPQiHHP")
+_ENTRY_FIELDS = (
+    "operation socket state data accepted address transferred error kind flags reserved".split()
+)
+_ENTRY_SIZE = _ENTRY.size
+
+
+def _check_layout() -> None:
+    """Fails the import when the header's an_completion is not what `_ENTRY` reads."""
+    offset = 0
+    for code, field in zip(_ENTRY.format[1:], _ENTRY_FIELDS, strict=True):
+        size = struct.calcsize(code)
+        offset += -offset % size
+        if ffi.offsetof("an_completion", field) != offset:
+            raise ImportError(f"an_completion.{field} is not where it was expected")
+        offset += size
+    if ffi.sizeof("an_completion") != _ENTRY_SIZE:
+        raise ImportError("an_completion has not the size that was expected")
+
+
+_check_layout()
+
+
+class Batch:
+    """An array for completions and what was decoded from it; see the module.
+
+    capacity: entries in the array. slice_ns: the longest that its thread may wait in one call.
+    """
+
+    __slots__ = (
+        "array",
+        "capacity",
+        "count",
+        "current",
+        "done",
+        "flushes",
+        "hidden",
+        "memory",
+        "operations",
+        "slice_ns",
+        "sockets",
+    )
+
+    def __init__(self, port: CompletionPort, capacity: int, slice_ns: int) -> None:
+        self.capacity = capacity
+        self.slice_ns = slice_ns
+        self.array = ffi.new(_COMPLETIONS, capacity)
+        self.memory = ffi.buffer(self.array)
+        self.count = ffi.new(_SIZE)
+        self.done: list[Completion | None] = []
+        # Whether `done` may have a None in it, which stands for an entry that is not for the user.
+        self.hidden = False
+        # Keeps the operation of the last entry: while it lives, its address is no other's.
+        self.current: Operation | None = None
+        # The port's own dicts, which it replaces when it closes: a batch dequeued before that is
+        # still decoded with them.
+        self.operations = port._operations
+        self.flushes = port._flushes
+        self.sockets = port._sockets
+
+    def finish(self) -> list[Completion | None]:
+        """Decodes all entries, as far as that is not done yet, gives them back and returns `done`."""
+        count: int = self.count[0]
+        if count:
+            self._decode(count)
+            lib.an_completion_release(self.array, count)
+            self.count[0] = 0
+            self.current = None
+        return self.done
+
+    def _decode(self, count: int) -> None:
+        done = self.done
+        append = done.append
+        operations = self.operations
+        find = operations.get
+        remove = operations.pop
+        first = len(done)
+        if first:
+            self._settle(first - 1)
+        entries = self.memory[first * _ENTRY_SIZE : count * _ENTRY_SIZE]
+        # The hot loop of a server: attributes are set here and not by a constructor, because a
+        # call with eleven arguments costs more than all of the rest.
+        for (
+            key,
+            socket_key,
+            _state,
+            data,
+            accepted,
+            address,
+            transferred,
+            error,
+            kind,
+            flags,
+            _reserved,
+        ) in _ENTRY.iter_unpack(entries):
+            operation = find(key)
+            if operation is None:
+                self._decode_unusual(key, socket_key, transferred, error, kind)
+                continue
+            self.current = operation
+            completion = Completion()
+            completion.kind = operation.kind
+            completion.socket = sock = operation.socket
+            if sock is not None:
+                completion.operation = operation
+                completion.state = sock._state
+                completion.data = memory[data : data + transferred] if data else operation._value
+                completion.address = decode_address(sock._family, address) if address else None
+            else:
+                completion.operation = None if operation.kind is POST else operation
+                completion.state = operation._value
+                completion.data = None
+                completion.address = None
+            completion.error = error
+            completion.transferred = transferred
+            completion.truncated = flags & _TRUNCATED != 0
+            completion.more = flags & _MORE != 0
+            # Its handle follows after the commit: without one it closes nothing when it is dropped.
+            completion.accepted = peer = accepted_socket(sock._family) if accepted else None
+            append(completion)
+            if peer is not None:
+                peer._handle = ffi.cast(_SOCKET, accepted)
+            operation._buffer = None
+            if not flags & _MORE:
+                remove(key, None)
+
+    def _decode_unusual(
+        self, key: int, socket_key: int, transferred: int, error: int, kind: int
+    ) -> None:
+        """An entry whose operation is not one of the user's."""
+        if key:
+            # The end of a flush, or of something that another thread started while the port was
+            # being closed.
+            self.current = self.flushes.get(key)
+            self.hidden = True
+            self.done.append(None)
+            self.flushes.pop(key, None)
+            return
+        reference = self.sockets.get(socket_key)
+        sock = reference() if reference is not None else None
+        completion = Completion()
+        completion.operation = None
+        completion.kind = _kind(kind)
+        completion.socket = sock
+        completion.state = sock._state if sock is not None else None
+        completion.error = error
+        completion.transferred = transferred
+        completion.data = None
+        completion.accepted = None
+        completion.address = None
+        completion.truncated = False
+        completion.more = False
+        self.done.append(completion)
+
+    def _settle(self, position: int) -> None:
+        """Does what follows the commit of an entry, as far as that was not done."""
+        completion = self.done[position]
+        entry = _ENTRY.unpack_from(self.memory, position * _ENTRY_SIZE)
+        operation = self.current
+        if operation is None or operation._key != entry[0]:
+            return  # the next entry's operation: this one's entry had been settled before
+        if completion is None:
+            self.flushes.pop(operation._key, None)
+            return
+        if completion.accepted is not None and not hasattr(completion.accepted, "_handle"):
+            accepted = entry[_ENTRY_FIELDS.index("accepted")]
+            completion.accepted._handle = ffi.cast(_SOCKET, accepted)
+        operation._buffer = None
+        if not completion.more:
+            self.operations.pop(operation._key, None)
+
+
+class Remainder:
+    """Completions of an abandoned batch for which the call that took it up had no room."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, done: list[Completion | None]) -> None:
+        self.done = done
+
+    def finish(self) -> list[Completion | None]:
+        """As `Batch.finish`; here all is decoded."""
+        return self.done
+
+
+def _kind(number: int) -> OperationKind:
+    kind = KINDS[number]
+    assert kind is not None
+    return kind

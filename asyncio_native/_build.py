@@ -1,0 +1,110 @@
+"""Builds `asyncio_native._native`: cffi in API mode over the public C header.
+
+The declarations are the part of csrc/include/asyncio_native.h between its two marker comments, so
+they are written once. The C core is compiled into the same extension. It runs at build time, from
+the project's root, and is not imported by the package.
+
+Environment: CFLAGS and LDFLAGS as usual; ASYNCIO_NATIVE_SANITIZE=address,undefined builds with these
+sanitizers of gcc and clang, with assertions, for debugging.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+
+from cffi import FFI
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADER = ROOT / "csrc" / "include" / "asyncio_native.h"
+SOURCES = ROOT / "csrc" / "sources.txt"
+
+PLATFORMS = {
+    "posix": os.name == "posix",
+    "linux": sys.platform.startswith("linux"),
+    "windows": sys.platform == "win32",
+}
+
+
+def declarations() -> str:
+    """The header's part that cffi can read."""
+    text = HEADER.read_text(encoding="utf-8")
+    _, found, rest = text.partition("/* cdef: begin */")
+    inside, found_end, _ = rest.partition("/* cdef: end */")
+    if not (found and found_end):
+        raise ValueError(f"{HEADER} has no part between cdef: begin and cdef: end")
+    # The error numbers are macros, for the compiler to fill in.
+    numbers = sorted(set(re.findall(r"^#define (AN_E[A-Z]+) ", text, re.MULTILINE)))
+    return "".join(f"#define {number} ...\n" for number in numbers) + inside
+
+
+def sources() -> list[str]:
+    """The C files for this platform, relative to the project's root as setuptools wants them."""
+    paths = []
+    for line in SOURCES.read_text(encoding="utf-8").splitlines():
+        words = line.partition("#")[0].split()
+        if words and all(PLATFORMS[platform] for platform in words[:-1]):
+            paths.append(words[-1])
+    return paths
+
+
+def headers() -> list[str]:
+    """What the sources include: a change there compiles them again."""
+    return [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "csrc").rglob("*.h"))]
+
+
+def version() -> str:
+    """The project's version, which stands in pyproject.toml alone."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found: str = tomllib.loads(text)["project"]["version"]
+    return found
+
+
+def macros() -> list[tuple[str, str | None]]:
+    """Macros for the compiler."""
+    defined: list[tuple[str, str | None]] = [("AN_VERSION_STRING", f'"{version()}"')]
+    if STABLE_ABI:
+        defined.append(("Py_LIMITED_API", "0x030B0000"))
+    return defined
+
+
+def compiler_flags() -> list[str]:
+    """Flags for the C compiler; an -O in CFLAGS stands."""
+    if sys.platform == "win32":
+        return ["/std:c11", "/O2", "/W3"]
+    # cffi's generated code has parameters that it does not use.
+    flags = ["-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+    if sanitizers := os.environ.get("ASYNCIO_NATIVE_SANITIZE"):
+        # -UNDEBUG: the interpreter's own flags switch assertions off.
+        debugging = ["-g", "-O1", "-fno-omit-frame-pointer", "-UNDEBUG"]
+        return [*flags, f"-fsanitize={sanitizers}", *debugging]
+    return flags if "-O" in os.environ.get("CFLAGS", "") else [*flags, "-O2"]
+
+
+def linker_flags() -> list[str]:
+    """Flags for the linker."""
+    sanitizers = os.environ.get("ASYNCIO_NATIVE_SANITIZE")
+    return [f"-fsanitize={sanitizers}"] if sanitizers and sys.platform != "win32" else []
+
+
+# cffi cannot use the stable ABI on a free-threaded interpreter.
+STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+ffibuilder = FFI()
+ffibuilder.cdef(declarations())
+ffibuilder.set_source(
+    "asyncio_native._native",
+    '#include "asyncio_native.h"',
+    sources=sources(),
+    depends=[*headers(), SOURCES.relative_to(ROOT).as_posix(), "pyproject.toml"],
+    include_dirs=["csrc/include", "csrc"],
+    define_macros=macros(),
+    py_limited_api=STABLE_ABI,
+    extra_compile_args=compiler_flags(),
+    extra_link_args=linker_flags(),
+    libraries=["ws2_32", "mswsock"] if sys.platform == "win32" else [],
+)

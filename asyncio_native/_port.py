@@ -1,0 +1,360 @@
+"""The completion port."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from time import monotonic_ns
+from types import TracebackType
+from typing import Any, Self
+
+from ._arguments import LONGEST_NS, integer, nanoseconds, timeout_ns
+from ._backends import unavailable
+from ._batch import Batch, Remainder
+from ._completion import Completion
+from ._constants import POST, TIMER
+from ._errors import port_closed, socket_closed, system_error
+from ._native import ffi, lib
+from ._operation import Operation
+from ._socket import AsyncSocket
+from ._statistics import Statistics, new_statistics, read_statistics
+
+_NULL = ffi.NULL
+_FOREVER_NS = lib.AN_FOREVER
+_PORT_OUT = ffi.typeof("an_port **")
+_OPTIONS = ffi.typeof("an_port_options *")
+_CHARS = ffi.typeof("char[]")
+_DESCRIPTOR = ffi.typeof("an_descriptor *")
+_dequeue = lib.an_port_dequeue
+
+_SLICE_NS = 200_000_000
+"""The longest wait of the main thread in one C call, where Python cannot run signal handlers.
+
+A signal that arrives just before the wait, or that the system gives to another thread, does not end
+it; Ctrl-C has to work within 0.3 s all the same.
+"""
+
+_CAPACITIES = (16, 256, 4096)
+"""The sizes of the arrays for completions; 72 bytes an entry, one array for each thread."""
+
+
+class _ThreadLocal(threading.local):
+    """The batch of a thread, while no call of that thread uses it."""
+
+    batch: Batch | None = None
+
+
+class CompletionPort:
+    """A completion port: operations are started on sockets, their completions dequeued here.
+
+    backend: "auto", "iocp", "io_uring", "epoll", "kqueue" or "poll". "auto" reads the environment
+        variable ASYNCIO_NATIVE_BACKEND, else takes the fastest that works here.
+    concurrency: 1 promises that the first thread that dequeues is the only one that ever will
+        (another gets `RuntimeError`), which a backend may use to go faster; any thread may still
+        start, post, cancel and close. 0 makes no promise.
+
+    Raises `BackendUnavailableError` when the backend is unknown, not compiled in or refused by the
+    system, `OSError` when that is out of descriptors or memory.
+
+    It is a context manager, which closes it. Any thread may call anything at any time. After
+    `close`, and in a forked child, every call that would start something or wait raises
+    `PortClosedError`; reading properties and closing again never raise.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_abandoned",
+        "_flushes",
+        "_handle",
+        "_local",
+        "_main_thread",
+        "_operations",
+        "_sockets",
+    )
+
+    def __init__(self, backend: str = "auto", *, concurrency: int = 0) -> None:
+        if not isinstance(backend, str):
+            raise TypeError(f"backend must be a str, not {type(backend).__name__}")
+        promised = integer(concurrency, "concurrency", 0, 1)
+        if "\0" in backend:
+            raise unavailable(backend)
+        # What is in flight, by the address of its C operation: this keeps operations, and with them
+        # sockets and buffers, alive. An operation is in it before the C call that starts it.
+        self._operations: dict[int, Operation] = {}
+        # Sends that watch over a flush, see AsyncSocket.close; the user does not see them.
+        self._flushes: dict[int, Operation] = {}
+        # Sockets that have sent quietly, by the address of their handle.
+        self._sockets: dict[int, weakref.ref[AsyncSocket]] = {}
+        # Batches whose call ended by an exception, see _batch.
+        self._abandoned: deque[Batch | Remainder] = deque()
+        self._local = _ThreadLocal()
+        # Python runs signal handlers in this thread only.
+        self._main_thread = threading.main_thread().ident
+        name = ffi.new(_CHARS, backend.encode("utf-8", "surrogatepass"))
+        options = ffi.new(_OPTIONS)
+        options.backend = name
+        options.concurrency = promised
+        options.flags = lib.AN_PORT_INTERRUPTIBLE
+        opened = ffi.new(_PORT_OUT)
+        if error := lib.an_port_open(opened, options):
+            raise unavailable(backend) if error == lib.AN_ENOTSUP else system_error(error)
+        self._handle = opened[0]
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend in use."""
+        return ffi.string(lib.an_port_backend(self._handle)).decode()
+
+    @property
+    def in_flight(self) -> int:
+        """Operations started and not yet dequeued.
+
+        A multishot counts as one, a post as one, a quiet operation not at all; 0 once closed.
+        """
+        return 0 if self.closed else len(self._operations)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed; true in a forked child, too."""
+        try:
+            return bool(lib.an_port_is_closed(self._handle))
+        except AttributeError:
+            return True  # finalized: another finalizer still found it
+
+    def associate(self, sock: AsyncSocket, state: Any = None) -> None:
+        """Binds a socket to this port for good.
+
+        state: comes back with each completion of the socket, as it is when that is dequeued; again
+        on the same port replaces it. Raises `ValueError` when it belongs to another port.
+        """
+        if not isinstance(sock, AsyncSocket):
+            raise TypeError(f"an AsyncSocket is needed, not {type(sock).__name__}")
+        if error := lib.an_port_associate(self._handle, sock._handle, _NULL):
+            if error == lib.AN_EPORTCLOSED:
+                raise port_closed()
+            if error == lib.AN_EINVAL and sock._port is not None:
+                raise ValueError("the socket is associated with another port")
+            raise socket_closed() if error == lib.AN_EBADF else system_error(error)
+        sock._state = state
+        sock._port = self
+
+    def post(self, state: Any = None) -> None:
+        """Queues a completion of kind `POST` that carries `state`; from any thread.
+
+        In order for each posting thread. It is what Windows' PostQueuedCompletionStatus does.
+        """
+        operation = Operation(POST, None, self, state)
+        self._operations[operation._key] = operation
+        error = lib.an_port_post(self._handle, operation._handle, _NULL)
+        if error:
+            raise self._failed(operation, error)
+
+    def timer(self, seconds: float, state: Any = None) -> Operation:
+        """Starts a timer, which completes after `seconds` (0 or more), never early.
+
+        state: comes back with the completion. `Operation.cancel` ends it.
+        """
+        delay_ns = min(nanoseconds(seconds, "seconds"), LONGEST_NS)
+        operation = Operation(TIMER, None, self, state)
+        self._operations[operation._key] = operation
+        error = lib.an_port_timer(self._handle, operation._handle, delay_ns, _NULL)
+        if error:
+            raise self._failed(operation, error)
+        return operation
+
+    def _failed(self, operation: Operation, error: int) -> OSError:
+        """Takes back an operation that did not start, and returns what to raise."""
+        self._operations.pop(operation._key, None)
+        return port_closed() if error == lib.AN_EPORTCLOSED else system_error(error)
+
+    def dequeue(self, timeout: float | None = None) -> Completion | None:
+        """Waits for one completion; None at the timeout.
+
+        timeout: seconds; None waits for ever, 0 polls. The interpreter lock is released meanwhile.
+        A signal handler that raises ends the wait with its exception, and nothing is lost; after
+        another one the wait goes on with the time left.
+        """
+        # No call stands between the return of the first and our own: no signal handler runs there.
+        completions = self.dequeue_many(1, timeout)
+        return completions[0] if completions else None
+
+    def dequeue_many(self, max_count: int = 256, timeout: float | None = None) -> list[Completion]:
+        """Waits for completions, and returns 1 to `max_count` of those that are there; see `dequeue`.
+
+        Returns an empty list at the timeout. No more than 4096 are returned at once.
+        """
+        limit = max_count if type(max_count) is int else integer(max_count, "max_count", 1)
+        if limit < 1:
+            raise ValueError(f"max_count must be at least 1, not {limit}")
+        wait_ns = _FOREVER_NS if timeout is None else timeout_ns(timeout)
+        local = self._local
+        batch = local.batch
+        if batch is None or batch.capacity < limit:
+            batch = self._new_batch(limit)
+            limit = min(limit, batch.capacity)
+        # From here on the batch is this call's: a signal handler may dequeue as well.
+        local.batch = None
+        done: list[Any] = batch.done
+        count = batch.count
+        try:
+            if self._abandoned and (taken := self._take_up(limit)):
+                local.batch = batch
+                return taken
+            slice_ns = batch.slice_ns
+            deadline_ns = monotonic_ns() + wait_ns if wait_ns > 0 else 0
+            while True:
+                this_ns = wait_ns
+                if slice_ns != _FOREVER_NS and not 0 <= wait_ns <= slice_ns:
+                    this_ns = slice_ns
+                error = _dequeue(self._handle, batch.array, limit, this_ns, count)
+                if count[0]:
+                    batch.finish()
+                    if batch.hidden:
+                        batch.hidden = False
+                        batch.done = done = [item for item in done if item is not None]
+                    if done:
+                        break
+                    if wait_ns > 0:
+                        wait_ns = max(0, deadline_ns - monotonic_ns())
+                elif error and error != lib.AN_EINTR:
+                    raise _dequeue_error(error)
+                elif wait_ns >= 0:
+                    wait_ns = deadline_ns - monotonic_ns() if wait_ns else 0
+                    if wait_ns <= 0:
+                        break
+            batch.done = []
+            # Back to the thread, by a store: a call could be followed by a signal handler.
+            local.batch = batch
+            return done
+        except BaseException:
+            # Stores and one call: no signal handler runs before that call has been made.
+            if count[0] or done:
+                batch.done = done
+                local.batch = None
+                self._abandoned.append(batch)
+            else:
+                local.batch = batch
+            raise
+
+    def _new_batch(self, limit: int) -> Batch:
+        capacity = next((size for size in _CAPACITIES if size >= limit), _CAPACITIES[-1])
+        on_main_thread = threading.get_ident() == self._main_thread
+        return Batch(self, capacity, _SLICE_NS if on_main_thread else _FOREVER_NS)
+
+    def _take_up(self, limit: int) -> list[Completion]:
+        """Up to `limit` completions that a call ended by an exception had left behind.
+
+        Moving from the deque to the list is one C call, `extend`, so that no signal handler can
+        run in between: what was left behind is at each moment in exactly one of them.
+        """
+        abandoned = self._abandoned
+        mine: list[Batch | Remainder] = []
+        try:
+            try:
+                mine.extend(islice(iter(abandoned.popleft, None), 1))
+            except IndexError:
+                return []  # another thread was faster
+            done = [item for item in mine[0].finish() if item is not None]
+            if len(done) > limit:
+                mine[:] = [Remainder([*done[:limit]]), Remainder([*done[limit:]])]
+                abandoned.extendleft(islice(iter(mine.pop, None), 1))
+            return done[:limit]
+        except BaseException:
+            abandoned.extendleft(mine)
+            raise
+
+    def statistics(self) -> Statistics:
+        """Counts since the port was opened; cheap enough to read every second."""
+        counts = new_statistics()
+        if error := lib.an_port_statistics(self._handle, counts):
+            raise port_closed() if error == lib.AN_EPORTCLOSED else system_error(error)
+        return read_statistics(counts)
+
+    def fileno(self) -> int:
+        """A descriptor for another event loop to watch; -1 when closed.
+
+        It polls readable whenever `dequeue(0)` may return something. The port keeps it. Raises
+        `OSError` where there is none (Windows).
+        """
+        descriptor = ffi.new(_DESCRIPTOR)
+        if error := lib.an_port_descriptor(self._handle, descriptor):
+            if error == lib.AN_EPORTCLOSED:
+                return -1
+            raise system_error(error)
+        number: int = descriptor[0]
+        return number
+
+    def close(self) -> None:
+        """Closes the port and its sockets, cancels what is in flight, and releases all.
+
+        Returns when no buffer can be touched any more. What is queued is discarded. Blocked dequeues
+        raise `PortClosedError`. Idempotent.
+        """
+        lib.an_port_close(self._handle)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Releases what was held for the C library, which has let go of all of it."""
+        # A thread that has just dequeued still decodes with the dict that its batch refers to.
+        operations, self._operations = self._operations, {}
+        for operation in list(operations.values()):
+            operation._buffer = None
+        self._flushes.clear()
+        while True:
+            try:
+                batch = self._abandoned.popleft()
+            except IndexError:
+                return
+            for completion in batch.finish():
+                if completion is not None and completion.accepted is not None:
+                    completion.accepted.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"<{type(self).__name__} closed>"
+        return f"<{type(self).__name__} {self.backend} in_flight={self.in_flight}>"
+
+    def __del__(
+        self,
+        _lib: Any = lib,
+        _warn: Callable[..., None] = warnings.warn,
+    ) -> None:
+        # Finalizers run before garbage collection clears anything: after this, the C library touches
+        # neither operations nor buffers any more, and they may go in any order.
+        try:
+            handle = self._handle
+        except AttributeError:
+            return  # never opened
+        text = "" if self.closed else f"unclosed {self!r}"
+        _lib.an_port_close(handle)
+        self._let_go()
+        # The C library keeps its memory until the last socket was given back.
+        del self._handle
+        _lib.an_port_free(handle)
+        if text:
+            _warn(text, ResourceWarning, stacklevel=2, source=self)
+
+
+def _dequeue_error(error: int) -> Exception:
+    if error == lib.AN_EPORTCLOSED:
+        return port_closed()
+    if error == lib.AN_EPERM:
+        return RuntimeError(
+            "this port was made with concurrency=1, and another thread was the first to dequeue"
+        )
+    return system_error(error)

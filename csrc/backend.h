@@ -1,0 +1,58 @@
+/* backend.h - what the core asks of a backend: a completion port on one system interface.
+ *
+ * A backend performs the operations that stand in a socket's directions and completes them through operation.c. It
+ * knows sockets and operations, never the queue or the threads. Readiness systems do not implement this: they are
+ * reactors (reactor.h) under the one adapter, proactor.c.
+ */
+#ifndef AN_BACKEND_H
+#define AN_BACKEND_H
+
+#include "core.h"
+
+/* What a try at a send came to. */
+enum attempt { ATTEMPT_DONE, ATTEMPT_AGAIN, ATTEMPT_FAILED };
+
+struct an_backend_interface {
+    /* 0 or why not; `port` is where its events belong. */
+    int (*open)(struct an_backend **backend, an_port *port, const void *detail);
+    /* No thread waits, no socket is attached any more. In a forked child: only the child's descriptors are closed. */
+    void (*close)(struct an_backend *backend);
+    /* A socket came to the port. socket.lock held. */
+    int (*attach)(struct an_backend *backend, an_socket *socket);
+    /* It leaves; its descriptor is closed next. socket.lock held. */
+    void (*detach)(struct an_backend *backend, an_socket *socket);
+    /* Tries a send at once that has none before it. Moves record.transferred on; *error for ATTEMPT_FAILED. The
+     * operation is in no direction and may be a draft on the stack. socket.lock held. */
+    enum attempt (*try_send)(struct an_backend *backend, an_socket *socket, struct operation *operation, int *error);
+    /* The operation was appended to its direction. socket.lock held. */
+    void (*start)(struct an_backend *backend, an_socket *socket, struct operation *operation);
+    /* What held the direction back may be over (resumed, less unsent, retry is due, an operation ended before its turn).
+     * socket.lock held. */
+    void (*proceed)(struct an_backend *backend, an_socket *socket, struct an_direction *direction);
+    /* Waits for events until `until_ns` (0: not at all) and performs what they allow. The leader, without locks.
+     * Returns 0 or AN_EINTR. */
+    int (*wait)(struct an_backend *backend, int64_t until_ns);
+    /* Ends a wait, also one that has not begun yet. Any thread. */
+    void (*wake)(struct an_backend *backend);
+    /* See an_port_descriptor. port.lock held. */
+    int (*watch)(struct an_backend *backend, an_descriptor *descriptor);
+    /* Watched: the descriptor must turn readable at due_ns (AN_NEVER: not). port.lock held. */
+    void (*alarm)(struct an_backend *backend, int64_t due_ns);
+};
+
+/* One row for each backend that the API knows, the fastest first. `interface` NULL: not compiled in. */
+struct an_backend_row {
+    const char *name;
+    const struct an_backend_interface *interface;
+    const void *detail; /* handed to open */
+    const char *absence;
+};
+
+enum { AN_BACKEND_ROWS = 5 };
+
+extern const struct an_backend_row an_backend_rows[AN_BACKEND_ROWS];
+
+/* The row for a name from the user (NULL and "auto" included), or NULL. */
+const struct an_backend_row *an_backend_choose(const char *name);
+
+#endif

@@ -1,0 +1,259 @@
+/* poll.c - the reactor on poll(2), for systems that have nothing better: level-triggered, asked per direction.
+ *
+ * An entry stands at the index that its tag's low half gives. A direction is asked for by expect and reported once. The
+ * one thread that waits polls a copy, as others change the entries meanwhile; who changes them ends its poll, also
+ * because poll(2) holds the files that it watches: one closed meanwhile would tell its peer only later.
+ * Cost: a wait is proportional to the number of descriptors, which is poll's nature.
+ */
+#if !defined(_WIN32)
+
+#include "reactor.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct entry {
+    int descriptor;      /* -1: free */
+    uint32_t generation; /* the tag's high half */
+    uint32_t expected;   /* enum reactor_event: directions asked for */
+};
+
+struct an_reactor {
+    struct an_mutex lock;
+    struct entry *entries; /* lock */
+    uint32_t count;        /* lock */
+    bool waiting;          /* lock: a thread is in poll */
+    bool wake_written;     /* lock: the pipe holds a byte */
+    int pipe_read;
+    int pipe_write;
+    /* The waiting thread's: what it polls, and how far it has reported what the last poll found. */
+    struct pollfd *copy; /* [0] is the pipe, [i + 1] entry i */
+    uint32_t *generations;
+    uint32_t copied;
+    uint32_t capacity;
+    uint32_t cursor;
+};
+
+static void close_reactor(struct an_reactor *reactor) {
+    close(reactor->pipe_read);
+    close(reactor->pipe_write);
+    free(reactor->entries);
+    free(reactor->copy);
+    free(reactor->generations);
+    an_mutex_destroy(&reactor->lock);
+    free(reactor);
+}
+
+static int open_pipe(int ends[2]) {
+    if (pipe(ends) < 0)
+        return errno;
+    for (int i = 0; i < 2; i++) {
+        if (fcntl(ends[i], F_SETFL, O_NONBLOCK) < 0 || fcntl(ends[i], F_SETFD, FD_CLOEXEC) < 0) {
+            int error = errno;
+            close(ends[0]);
+            close(ends[1]);
+            return error;
+        }
+    }
+    return 0;
+}
+
+static int open_reactor(struct an_reactor **opened) {
+    int ends[2];
+    struct an_reactor *reactor = calloc(1, sizeof *reactor);
+    if (reactor == NULL)
+        return ENOMEM;
+    int error = open_pipe(ends);
+    if (error != 0) {
+        free(reactor);
+        return error;
+    }
+    an_mutex_init(&reactor->lock);
+    reactor->pipe_read = ends[0];
+    reactor->pipe_write = ends[1];
+    *opened = reactor;
+    return 0;
+}
+
+static void wake_locked(struct an_reactor *reactor) {
+    if (reactor->wake_written)
+        return;
+    ssize_t written;
+    do
+        written = write(reactor->pipe_write, "w", 1);
+    while (written < 0 && errno == EINTR);
+    reactor->wake_written = true;
+}
+
+static bool make_room(struct an_reactor *reactor, uint32_t index) {
+    uint32_t needed = reactor->count;
+    while (needed <= index)
+        needed = needed == 0 ? 64 : needed * 2;
+    if (needed == reactor->count)
+        return true;
+    struct entry *entries = realloc(reactor->entries, needed * sizeof *entries);
+    if (entries == NULL)
+        return false;
+    for (uint32_t i = reactor->count; i < needed; i++)
+        entries[i] = (struct entry){.descriptor = -1};
+    reactor->entries = entries;
+    reactor->count = needed;
+    return true;
+}
+
+static int add(struct an_reactor *reactor, an_descriptor descriptor, uint64_t tag) {
+    uint32_t index = (uint32_t)tag;
+    an_mutex_lock(&reactor->lock);
+    int error = make_room(reactor, index) ? 0 : ENOMEM;
+    if (error == 0)
+        reactor->entries[index] = (struct entry){.descriptor = (int)descriptor, .generation = (uint32_t)(tag >> 32)};
+    an_mutex_unlock(&reactor->lock);
+    return error;
+}
+
+static void remove_descriptor(struct an_reactor *reactor, an_descriptor descriptor, uint64_t tag) {
+    (void)descriptor;
+    an_mutex_lock(&reactor->lock);
+    reactor->entries[(uint32_t)tag] = (struct entry){.descriptor = -1};
+    if (reactor->waiting)
+        wake_locked(reactor);
+    an_mutex_unlock(&reactor->lock);
+}
+
+static void expect(struct an_reactor *reactor, uint64_t tag, uint32_t direction) {
+    an_mutex_lock(&reactor->lock);
+    struct entry *entry = &reactor->entries[(uint32_t)tag];
+    assert(entry->generation == (uint32_t)(tag >> 32));
+    entry->expected |= direction;
+    if (reactor->waiting)
+        wake_locked(reactor);
+    an_mutex_unlock(&reactor->lock);
+}
+
+static bool grow_copy(struct an_reactor *reactor) {
+    if (reactor->copy != NULL && reactor->capacity >= reactor->count)
+        return true;
+    struct pollfd *copy = realloc(reactor->copy, (reactor->count + 1) * sizeof *copy);
+    if (copy != NULL)
+        reactor->copy = copy;
+    uint32_t *generations = realloc(reactor->generations, (reactor->count + 1) * sizeof *generations);
+    if (generations != NULL)
+        reactor->generations = generations;
+    if (copy == NULL || generations == NULL)
+        return false;
+    reactor->capacity = reactor->count;
+    return true;
+}
+
+/* Takes the entries as they are now. An entry that expects nothing must not be polled at all: it would report its end
+ * for ever. */
+static int copy_entries(struct an_reactor *reactor) {
+    if (!grow_copy(reactor))
+        return ENOMEM;
+    reactor->copy[0] = (struct pollfd){.fd = reactor->pipe_read, .events = POLLIN};
+    reactor->copied = reactor->count;
+    for (uint32_t i = 0; i < reactor->count; i++) {
+        const struct entry *entry = &reactor->entries[i];
+        short events = 0;
+        if ((entry->expected & REACTOR_RECEIVE) != 0)
+            events |= POLLIN | POLLPRI;
+        if ((entry->expected & REACTOR_TRANSMIT) != 0)
+            events |= POLLOUT;
+        reactor->copy[i + 1] = (struct pollfd){.fd = events != 0 ? entry->descriptor : -1, .events = events};
+        reactor->generations[i] = entry->generation;
+    }
+    return 0;
+}
+
+static void drain(struct an_reactor *reactor) {
+    char bytes[8];
+    while (read(reactor->pipe_read, bytes, sizeof bytes) > 0) {
+    }
+    reactor->wake_written = false;
+}
+
+static uint32_t translate(short native) {
+    const short ended = POLLHUP | POLLERR | POLLNVAL;
+    uint32_t events = 0;
+    if ((native & (POLLIN | POLLPRI | ended)) != 0)
+        events |= REACTOR_RECEIVE;
+    if ((native & (POLLOUT | ended)) != 0)
+        events |= REACTOR_TRANSMIT;
+    return events;
+}
+
+/* Reports what the last poll found and nobody was told yet, as far as it is still expected. lock held. */
+static size_t report(struct an_reactor *reactor, struct an_reactor_report *reports) {
+    size_t count = 0;
+    while (reactor->cursor < reactor->copied && count < AN_REPORTS) {
+        uint32_t index = reactor->cursor++;
+        short found = reactor->copy[index + 1].revents;
+        struct entry *entry = &reactor->entries[index];
+        if (found == 0 || entry->descriptor < 0 || entry->generation != reactor->generations[index])
+            continue;
+        uint32_t events = translate(found) & entry->expected;
+        entry->expected &= ~events;
+        if (events != 0)
+            reports[count++] =
+                (struct an_reactor_report){(uint64_t)entry->generation << 32 | index, events};
+    }
+    return count;
+}
+
+static int poll_once(struct an_reactor *reactor, int64_t until_ns, bool *woken) {
+    int error = copy_entries(reactor);
+    if (error != 0)
+        return error;
+    reactor->waiting = true;
+    an_mutex_unlock(&reactor->lock);
+    int found = poll(reactor->copy, reactor->copied + 1, an_milliseconds_until(until_ns));
+    error = found < 0 ? errno : 0;
+    an_mutex_lock(&reactor->lock);
+    reactor->waiting = false;
+    reactor->cursor = error == 0 && found > 0 ? 0 : reactor->copied;
+    *woken = error == 0 && reactor->copy[0].revents != 0;
+    if (*woken)
+        drain(reactor);
+    return error;
+}
+
+static int wait_for_reports(struct an_reactor *reactor, int64_t until_ns, struct an_reactor_report *reports,
+                            size_t *count, bool *woken) {
+    int error = 0;
+    *woken = false;
+    an_mutex_lock(&reactor->lock);
+    *count = report(reactor, reports);
+    if (*count == 0) {
+        error = poll_once(reactor, until_ns, woken);
+        if (error == 0)
+            *count = report(reactor, reports);
+    }
+    an_mutex_unlock(&reactor->lock);
+    return error;
+}
+
+static void wake(struct an_reactor *reactor) {
+    an_mutex_lock(&reactor->lock);
+    wake_locked(reactor);
+    an_mutex_unlock(&reactor->lock);
+}
+
+const struct an_reactor_interface an_reactor_poll = {
+    .name = "poll",
+    .open = open_reactor,
+    .close = close_reactor,
+    .add = add,
+    .remove = remove_descriptor,
+    .expect = expect,
+    .wait = wait_for_reports,
+    .wake = wake,
+    .descriptor = NULL,
+    .alarm = NULL,
+};
+
+#endif

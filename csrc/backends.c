@@ -1,0 +1,82 @@
+/* backends.c - which backends there are, and the choice among them. The one place where their names stand together. */
+#include "proactor.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__linux__)
+#define EPOLL (&an_proactor)
+#define EPOLL_REACTOR (&an_reactor_epoll)
+#else
+#define EPOLL NULL
+#define EPOLL_REACTOR NULL
+#endif
+
+static const struct an_proactor_detail epoll_detail = {.reactor = EPOLL_REACTOR};
+static const struct an_proactor_detail poll_detail = {.reactor = &an_reactor_poll, .mirror = EPOLL_REACTOR};
+
+const struct an_backend_row an_backend_rows[AN_BACKEND_ROWS] = {
+    {"iocp", NULL, NULL, "not in this version; Windows only"},
+    {"io_uring", NULL, NULL, "not in this version; Linux only"},
+    {"epoll", EPOLL, &epoll_detail, "Linux only"},
+    {"kqueue", NULL, NULL, "not in this version; macOS and the BSDs only"},
+    {"poll", &an_proactor, &poll_detail, ""},
+};
+
+static const struct an_backend_row *find(const char *name) {
+    for (int i = 0; i < AN_BACKEND_ROWS; i++) {
+        if (strcmp(an_backend_rows[i].name, name) == 0)
+            return &an_backend_rows[i];
+    }
+    return NULL;
+}
+
+static const char *probe(const struct an_backend_row *row, char *reason) {
+    if (row->interface == NULL)
+        return row->absence;
+    an_port *port;
+    an_port_options options = {.backend = row->name};
+    int error = an_port_open(&port, &options);
+    if (error == 0)
+        an_port_free(port);
+    else
+        snprintf(reason, AN_REASON_SIZE, "refused by the system: %s", strerror(error));
+    return error == 0 ? NULL : reason;
+}
+
+/* The first that works; where none does, the last one, whose error then tells. */
+static const struct an_backend_row *fastest(void) {
+    char reason[AN_REASON_SIZE];
+    for (int i = 0; i < AN_BACKEND_ROWS - 1; i++) {
+        if (probe(&an_backend_rows[i], reason) == NULL)
+            return &an_backend_rows[i];
+    }
+    return &an_backend_rows[AN_BACKEND_ROWS - 1];
+}
+
+const struct an_backend_row *an_backend_choose(const char *name) {
+    bool automatic = name == NULL || strcmp(name, "auto") == 0;
+    if (automatic)
+        name = getenv("ASYNCIO_NATIVE_BACKEND");
+    if (name == NULL || *name == '\0' || strcmp(name, "auto") == 0)
+        return fastest();
+    return find(name);
+}
+
+size_t an_backends(an_backend_description *descriptions, size_t capacity) {
+    for (size_t i = 0; i < AN_BACKEND_ROWS && i < capacity; i++) {
+        char reason[AN_REASON_SIZE];
+        const char *absence = probe(&an_backend_rows[i], reason);
+        descriptions[i].name = an_backend_rows[i].name;
+        descriptions[i].available = absence == NULL;
+        snprintf(descriptions[i].reason, AN_REASON_SIZE, "%s", absence != NULL ? absence : "");
+    }
+    return AN_BACKEND_ROWS;
+}
+
+#if !defined(AN_VERSION_STRING)
+#error "AN_VERSION_STRING comes from the build, which takes it from pyproject.toml"
+#endif
+
+const char *an_version(void) { return AN_VERSION_STRING; }

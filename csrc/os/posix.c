@@ -1,0 +1,497 @@
+/* posix.c - os.h on POSIX systems. Sources: the manual pages of the calls named, and POSIX.1-2017 where they differ. */
+#if !defined(_WIN32)
+
+#if !defined(_GNU_SOURCE)
+#define _GNU_SOURCE 1 /* accept4, SOCK_CLOEXEC as glibc and musl guard them */
+#endif
+
+#include "os.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+_Static_assert(sizeof(struct sockaddr_storage) <= sizeof(((an_address *)0)->storage), "an_address holds any address");
+_Static_assert(sizeof(an_buffer) == sizeof(struct iovec), "an_buffer is an iovec");
+_Static_assert(offsetof(an_buffer, length) == offsetof(struct iovec, iov_len), "an_buffer is an iovec");
+
+/* ---- locks ------------------------------------------------------------------------------------------------------ */
+
+void an_mutex_init(struct an_mutex *mutex) { pthread_mutex_init(&mutex->native, NULL); }
+
+void an_mutex_destroy(struct an_mutex *mutex) { pthread_mutex_destroy(&mutex->native); }
+
+void an_mutex_lock(struct an_mutex *mutex) { pthread_mutex_lock(&mutex->native); }
+
+void an_mutex_unlock(struct an_mutex *mutex) { pthread_mutex_unlock(&mutex->native); }
+
+void an_condition_init(struct an_condition *condition) {
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&condition->native, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
+void an_condition_destroy(struct an_condition *condition) { pthread_cond_destroy(&condition->native); }
+
+void an_condition_signal(struct an_condition *condition) { pthread_cond_signal(&condition->native); }
+
+void an_condition_broadcast(struct an_condition *condition) { pthread_cond_broadcast(&condition->native); }
+
+void an_condition_wait(struct an_condition *condition, struct an_mutex *mutex, int64_t until_ns) {
+    if (until_ns == AN_NEVER) {
+        pthread_cond_wait(&condition->native, &mutex->native);
+        return;
+    }
+    struct timespec until = {.tv_sec = (time_t)(until_ns / 1000000000), .tv_nsec = (long)(until_ns % 1000000000)};
+    pthread_cond_timedwait(&condition->native, &mutex->native, &until);
+}
+
+/* ---- clock, threads, fork ----------------------------------------------------------------------------------------- */
+
+int64_t an_clock(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+int an_milliseconds_until(int64_t until_ns) {
+    if (until_ns == 0)
+        return 0;
+    if (until_ns == AN_NEVER)
+        return -1;
+    int64_t left_ns = until_ns - an_clock();
+    if (left_ns <= 0)
+        return 0;
+    int64_t left_ms = (left_ns - 1) / 1000000 + 1;
+    return left_ms < INT_MAX ? (int)left_ms : INT_MAX;
+}
+
+uintptr_t an_thread_identity(void) {
+    static _Thread_local char here; /* its address is the thread's own, whatever pthread_t is */
+    return (uintptr_t)&here;
+}
+
+static uint32_t fork_generation;
+static uint32_t fork_count;
+
+static void forked_parent(void) { an_atomic_add32(&fork_count, 1); }
+
+static void forked_child(void) {
+    an_atomic_add32(&fork_count, 1);
+    an_atomic_add32(&fork_generation, 1);
+}
+
+static void watch_forks(void) { pthread_atfork(NULL, forked_parent, forked_child); }
+
+static void watch_forks_once(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_forks);
+}
+
+uint32_t an_fork_generation(void) { return an_atomic_load32(&fork_generation); }
+
+uint32_t an_fork_count(void) {
+    watch_forks_once(); /* every socket and port asks for it before a fork can matter to it */
+    return an_atomic_load32(&fork_count);
+}
+
+/* ---- sockets -------------------------------------------------------------------------------------------------------- */
+
+static struct sockaddr *system_address(an_address *address) { return (struct sockaddr *)address->storage; }
+
+static const struct sockaddr *system_address_const(const an_address *address) {
+    return (const struct sockaddr *)address->storage;
+}
+
+bool an_os_is_stream(int type) { return type == SOCK_STREAM; }
+
+bool an_os_is_datagram(int type) { return type == SOCK_DGRAM || type == SOCK_RAW; }
+
+bool an_os_is_internet(int family) { return family == AF_INET || family == AF_INET6; }
+
+int an_os_open(int family, int type, int protocol, an_descriptor *descriptor) {
+    int opened = socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol);
+    if (opened < 0)
+        return errno;
+    *descriptor = opened;
+    return 0;
+}
+
+static int integer_option(an_descriptor descriptor, int name, int *value) {
+    socklen_t length = sizeof *value;
+    return getsockopt((int)descriptor, SOL_SOCKET, name, value, &length) < 0 ? errno : 0;
+}
+
+int an_os_prepare(an_descriptor descriptor, int *family, int *type, int *protocol) {
+    an_address local = {0};
+    socklen_t length = sizeof local.storage;
+    if (getsockname((int)descriptor, system_address(&local), &length) < 0)
+        return errno;
+    *family = system_address(&local)->sa_family;
+    int error = integer_option(descriptor, SO_TYPE, type);
+    if (error == 0 && integer_option(descriptor, SO_PROTOCOL, protocol) != 0)
+        *protocol = 0;
+    if (error != 0)
+        return error;
+    int flags = fcntl((int)descriptor, F_GETFL);
+    if (flags < 0 || fcntl((int)descriptor, F_SETFL, flags | O_NONBLOCK) < 0)
+        return errno;
+    return fcntl((int)descriptor, F_SETFD, FD_CLOEXEC) < 0 ? errno : 0;
+}
+
+int an_os_is_listening(an_descriptor descriptor, bool *listening) {
+    int value = 0;
+    int error = integer_option(descriptor, SO_ACCEPTCONN, &value);
+    *listening = value != 0;
+    return error;
+}
+
+/* close(2) is not made again after EINTR: on Linux the number is free then and may be another's already. */
+void an_os_close(an_descriptor descriptor) { close((int)descriptor); }
+
+int an_os_shutdown(an_descriptor descriptor, int how) { return shutdown((int)descriptor, how) < 0 ? errno : 0; }
+
+void an_os_end_politely(an_descriptor descriptor) {
+    char unread[16384];
+    if (shutdown((int)descriptor, SHUT_WR) < 0)
+        return;
+    for (int i = 0; i < 64; i++) { /* 1 MiB: what a flooding client sends is not worth more */
+        if (recv((int)descriptor, unread, sizeof unread, 0) <= 0)
+            return;
+    }
+}
+
+int an_os_bind(an_descriptor descriptor, const an_address *address) {
+    return bind((int)descriptor, system_address_const(address), address->length) < 0 ? errno : 0;
+}
+
+int an_os_listen(an_descriptor descriptor, int backlog) { return listen((int)descriptor, backlog) < 0 ? errno : 0; }
+
+int an_os_local_address(an_descriptor descriptor, an_address *address) {
+    socklen_t length = sizeof address->storage;
+    if (getsockname((int)descriptor, system_address(address), &length) < 0)
+        return errno;
+    address->length = length;
+    return 0;
+}
+
+int an_os_peer_address(an_descriptor descriptor, an_address *address) {
+    socklen_t length = sizeof address->storage;
+    if (getpeername((int)descriptor, system_address(address), &length) < 0)
+        return errno;
+    address->length = length;
+    return 0;
+}
+
+int an_os_set_option(an_descriptor descriptor, int level, int name, const void *value, size_t length) {
+    return setsockopt((int)descriptor, level, name, value, (socklen_t)length) < 0 ? errno : 0;
+}
+
+int an_os_get_option(an_descriptor descriptor, int level, int name, void *value, size_t *length) {
+    socklen_t native = (socklen_t)*length;
+    if (getsockopt((int)descriptor, level, name, value, &native) < 0)
+        return errno;
+    *length = native;
+    return 0;
+}
+
+/* EAGAIN and EWOULDBLOCK may differ by POSIX; the core knows one of them. */
+static int try_again(int error) { return error == EWOULDBLOCK ? EAGAIN : error; }
+
+int an_os_accept(an_descriptor listener, an_descriptor *accepted, an_address *address) {
+    int opened;
+    socklen_t length;
+    do {
+        length = sizeof address->storage;
+        opened = accept4((int)listener, system_address(address), &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    } while (opened < 0 && errno == EINTR);
+    if (opened < 0)
+        return try_again(errno);
+    *accepted = opened;
+    address->length = length;
+    return 0;
+}
+
+/* accept(2), "Error handling": Linux passes pending network errors of the new connection as its own. */
+bool an_os_accept_is_transient(int error) {
+    switch (error) {
+    case ECONNABORTED:
+    case ENETDOWN:
+    case EPROTO:
+    case ENOPROTOOPT:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+    case EOPNOTSUPP:
+    case ENETUNREACH:
+    case EPERM: /* a firewall's rule */
+        return true;
+    default:
+        return false;
+    }
+}
+
+bool an_os_is_exhausted(int error) {
+    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+}
+
+int an_os_connect(an_descriptor descriptor, const an_address *address, bool *waiting) {
+    *waiting = false;
+    if (connect((int)descriptor, system_address_const(address), address->length) == 0)
+        return 0;
+    if (errno == EINPROGRESS || errno == EINTR) { /* connect(2): interrupted, it goes on in the background */
+        *waiting = true;
+        return 0;
+    }
+    return try_again(errno);
+}
+
+/* An event may be older than the connect that it seems to answer (a fresh socket reports EPOLLOUT | EPOLLHUP), and
+ * SO_ERROR is 0 also while the connect is under way: only a peer's name proves the connection. */
+int an_os_connect_result(an_descriptor descriptor) {
+    int result = 0;
+    int error = integer_option(descriptor, SO_ERROR, &result);
+    if (error != 0 || result != 0)
+        return error != 0 ? error : result;
+    an_address peer;
+    return an_os_peer_address(descriptor, &peer) == ENOTCONN ? EAGAIN : 0;
+}
+
+int an_os_receive(an_descriptor descriptor, void *data, size_t length, size_t *received) {
+    ssize_t count;
+    do
+        count = recv((int)descriptor, data, length, 0);
+    while (count < 0 && errno == EINTR);
+    if (count < 0)
+        return try_again(errno);
+    *received = (size_t)count;
+    return 0;
+}
+
+int an_os_receive_message(an_descriptor descriptor, void *data, size_t length, size_t *received, an_address *address,
+                          bool *truncated) {
+    struct iovec piece = {.iov_base = data, .iov_len = length};
+    struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1};
+    ssize_t count;
+    do {
+        message.msg_name = address != NULL ? address->storage : NULL;
+        message.msg_namelen = address != NULL ? sizeof address->storage : 0;
+        count = recvmsg((int)descriptor, &message, 0);
+    } while (count < 0 && errno == EINTR);
+    if (count < 0)
+        return try_again(errno);
+    if (address != NULL)
+        address->length = message.msg_namelen;
+    *received = (size_t)count;
+    *truncated = (message.msg_flags & MSG_TRUNC) != 0;
+    return 0;
+}
+
+int an_os_send(an_descriptor descriptor, const void *data, size_t length, size_t *sent) {
+    ssize_t count;
+    do
+        count = send((int)descriptor, data, length, MSG_NOSIGNAL);
+    while (count < 0 && errno == EINTR);
+    if (count < 0)
+        return try_again(errno);
+    *sent = (size_t)count;
+    return 0;
+}
+
+int an_os_send_message(an_descriptor descriptor, const an_buffer *buffers, size_t count, const an_address *address,
+                       size_t *sent) {
+    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)buffers, .msg_iovlen = count};
+    if (address != NULL) {
+        message.msg_name = (void *)(uintptr_t)address->storage;
+        message.msg_namelen = address->length;
+    }
+    ssize_t done;
+    do
+        done = sendmsg((int)descriptor, &message, MSG_NOSIGNAL);
+    while (done < 0 && errno == EINTR);
+    if (done < 0)
+        return try_again(errno);
+    *sent = (size_t)done;
+    return 0;
+}
+
+/* sendfile(2) has no MSG_NOSIGNAL: SIGPIPE is held back for the call, and taken away if the call raised it. */
+static ssize_t send_file_silently(int descriptor, int file, off_t *offset, size_t count) {
+    sigset_t pipe_signal, before, pending;
+    sigemptyset(&pipe_signal);
+    sigaddset(&pipe_signal, SIGPIPE);
+    sigpending(&pending);
+    bool was_pending = sigismember(&pending, SIGPIPE) == 1;
+    pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
+    ssize_t done;
+    do
+        done = sendfile(descriptor, file, offset, count);
+    while (done < 0 && errno == EINTR);
+    int error = errno;
+    if (done < 0 && error == EPIPE && !was_pending) {
+        struct timespec at_once = {0, 0};
+        while (sigtimedwait(&pipe_signal, NULL, &at_once) < 0 && errno == EINTR) {
+        }
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = error;
+    return done;
+}
+
+/* For files that sendfile(2) refuses (EINVAL: /proc, some file systems): one piece by way of this stack. */
+static int send_file_by_copy(an_descriptor descriptor, int file, uint64_t offset, size_t count, size_t *sent) {
+    char piece[16384];
+    ssize_t have;
+    do
+        have = pread(file, piece, count < sizeof piece ? count : sizeof piece, (off_t)offset);
+    while (have < 0 && errno == EINTR);
+    if (have < 0)
+        return errno;
+    if (have == 0) {
+        *sent = 0;
+        return 0;
+    }
+    return an_os_send(descriptor, piece, (size_t)have, sent);
+}
+
+int an_os_send_file(an_descriptor descriptor, an_descriptor file, uint64_t offset, uint64_t count, size_t *sent) {
+    const size_t most = 1u << 20; /* one call's share, so that one file cannot hold up the other sockets */
+    size_t length = count < most ? (size_t)count : most;
+    off_t position = (off_t)offset;
+    ssize_t done = send_file_silently((int)descriptor, (int)file, &position, length);
+    if (done >= 0) {
+        *sent = (size_t)done;
+        return 0;
+    }
+    if (errno == EINVAL || errno == ENOSYS)
+        return send_file_by_copy(descriptor, (int)file, offset, length, sent);
+    return try_again(errno);
+}
+
+/* ---- files ---------------------------------------------------------------------------------------------------------- */
+
+int an_os_duplicate_file(an_descriptor file, an_descriptor *duplicate) {
+    int copy = fcntl((int)file, F_DUPFD_CLOEXEC, 0);
+    if (copy < 0)
+        return errno;
+    *duplicate = copy;
+    return 0;
+}
+
+void an_os_close_file(an_descriptor file) { close((int)file); }
+
+/* ---- addresses ------------------------------------------------------------------------------------------------------- */
+
+static int fill_ip4(an_address *address, const char *host, uint16_t port) {
+    struct sockaddr_in *ip4 = (struct sockaddr_in *)address->storage;
+    ip4->sin_family = AF_INET;
+    ip4->sin_port = htons(port);
+    address->length = sizeof *ip4;
+    return inet_pton(AF_INET, host, &ip4->sin_addr) == 1 ? 0 : EINVAL;
+}
+
+/* RFC 4007, section 11: address%zone, the zone a number or an interface's name. */
+static int parse_scope(const char *text, uint32_t *scope) {
+    char *end;
+    unsigned long number = strtoul(text, &end, 10);
+    if (*text >= '0' && *text <= '9' && *end == '\0' && number <= UINT32_MAX) {
+        *scope = (uint32_t)number;
+        return 0;
+    }
+    *scope = if_nametoindex(text);
+    return *scope != 0 ? 0 : EINVAL;
+}
+
+static int fill_ip6(an_address *address, const char *host, uint16_t port, uint32_t flow, uint32_t scope) {
+    struct sockaddr_in6 *ip6 = (struct sockaddr_in6 *)address->storage;
+    char numeric[INET6_ADDRSTRLEN];
+    const char *percent = strchr(host, '%');
+    size_t length = percent != NULL ? (size_t)(percent - host) : strlen(host);
+    if (length >= sizeof numeric)
+        return EINVAL;
+    memcpy(numeric, host, length);
+    numeric[length] = '\0';
+    if (percent != NULL && parse_scope(percent + 1, &scope) != 0)
+        return EINVAL;
+    ip6->sin6_family = AF_INET6;
+    ip6->sin6_port = htons(port);
+    ip6->sin6_flowinfo = htonl(flow);
+    ip6->sin6_scope_id = scope;
+    address->length = sizeof *ip6;
+    return inet_pton(AF_INET6, numeric, &ip6->sin6_addr) == 1 ? 0 : EINVAL;
+}
+
+int an_os_address_ip(an_address *address, int family, const char *host, uint16_t port, uint32_t flow, uint32_t scope) {
+    memset(address, 0, sizeof *address);
+    if (family == AF_INET)
+        return fill_ip4(address, host, port);
+    if (family == AF_INET6)
+        return fill_ip6(address, host, port, flow, scope);
+    return EINVAL;
+}
+
+int an_os_address_path(an_address *address, const char *path, size_t length) {
+    memset(address, 0, sizeof *address);
+    struct sockaddr_un *local = (struct sockaddr_un *)address->storage;
+    local->sun_family = AF_UNIX;
+    bool named = length > 0 && path[0] != '\0';
+    size_t most = sizeof local->sun_path - (named ? 1 : 0);
+    if (length > most)
+        return EINVAL;
+    memcpy(local->sun_path, path, length);
+    address->length = (uint32_t)(offsetof(struct sockaddr_un, sun_path) + length + (named ? 1 : 0));
+    return 0;
+}
+
+int an_os_address_family(const an_address *address) {
+    return address->length >= sizeof(sa_family_t) ? system_address_const(address)->sa_family : AF_UNSPEC;
+}
+
+int an_os_address_format(const an_address *address, char *host, uint16_t *port, uint32_t *flow, uint32_t *scope) {
+    int family = an_os_address_family(address);
+    *flow = *scope = 0;
+    if (family == AF_INET) {
+        const struct sockaddr_in *ip4 = (const struct sockaddr_in *)address->storage;
+        *port = ntohs(ip4->sin_port);
+        return inet_ntop(AF_INET, &ip4->sin_addr, host, AN_HOST_SIZE) != NULL ? 0 : errno;
+    }
+    if (family == AF_INET6) {
+        const struct sockaddr_in6 *ip6 = (const struct sockaddr_in6 *)address->storage;
+        *port = ntohs(ip6->sin6_port);
+        *flow = ntohl(ip6->sin6_flowinfo);
+        *scope = ip6->sin6_scope_id;
+        return inet_ntop(AF_INET6, &ip6->sin6_addr, host, AN_HOST_SIZE) != NULL ? 0 : errno;
+    }
+    return EINVAL;
+}
+
+int an_os_address_format_path(const an_address *address, char *path, size_t *length) {
+    const struct sockaddr_un *local = (const struct sockaddr_un *)address->storage;
+    size_t start = offsetof(struct sockaddr_un, sun_path);
+    if (address->length > 0 && an_os_address_family(address) != AF_UNIX)
+        return EINVAL;
+    *length = address->length > start ? address->length - start : 0;
+    if (*length > sizeof local->sun_path)
+        *length = sizeof local->sun_path; /* Linux may report one byte more than it holds for a full path */
+    if (*length > 0 && local->sun_path[0] != '\0')
+        *length = strnlen(local->sun_path, *length);
+    memcpy(path, local->sun_path, *length);
+    if (*length < AN_HOST_SIZE)
+        path[*length] = '\0';
+    return 0;
+}
+
+#endif

@@ -1,0 +1,682 @@
+/* socket.c - sockets: their life, the synchronous calls, and the start of each operation.
+ *
+ * A start checks what can be known at once, fills in the operation and hands it to the backend. Everything is under the
+ * socket's lock; the operation must not be touched after it went to the backend, as another thread may have dequeued
+ * its completion already.
+ */
+#include "core.h"
+
+#include "backend.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- life -------------------------------------------------------------------------------------------------------------- */
+
+void an_socket_hold(an_socket *socket) { an_atomic_add32(&socket->references, 1); }
+
+void an_socket_drop(an_socket *socket) {
+    if (an_atomic_add32(&socket->references, (uint32_t)-1) != 1)
+        return;
+    assert(socket->state == SOCKET_CLOSED);
+    an_mutex_destroy(&socket->lock);
+    if (socket->port != NULL)
+        an_port_drop(socket->port);
+    free(socket);
+}
+
+an_socket *an_socket_create(an_descriptor descriptor, int family, int type, int protocol) {
+    an_socket *socket = calloc(1, sizeof *socket);
+    if (socket == NULL)
+        return NULL;
+    an_mutex_init(&socket->lock);
+    socket->references = 1;
+    socket->descriptor = descriptor;
+    socket->family = family;
+    socket->type = type;
+    socket->protocol = protocol;
+    socket->fork_count = an_fork_count();
+    socket->receive.retry_ns = socket->transmit.retry_ns = AN_NEVER;
+    socket->transmit.ready = true;
+    socket->scheduled_ns = AN_NEVER;
+    socket->timer.kind = TIMER_OF_SOCKET;
+    return socket;
+}
+
+int an_socket_open(an_socket **opened, int family, int type, int protocol) {
+    an_descriptor descriptor;
+    int error = an_os_open(family, type, protocol, &descriptor);
+    if (error != 0)
+        return error;
+    *opened = an_socket_create(descriptor, family, type, protocol);
+    if (*opened == NULL)
+        an_os_close(descriptor);
+    return *opened != NULL ? 0 : AN_ENOMEM;
+}
+
+int an_socket_adopt(an_socket **adopted, an_descriptor descriptor) {
+    int family, type, protocol;
+    bool listening = false;
+    an_socket *socket = an_socket_create(descriptor, 0, 0, 0);
+    if (socket == NULL)
+        return AN_ENOMEM;
+    int error = an_os_prepare(descriptor, &family, &type, &protocol);
+    if (error != 0) {
+        socket->state = SOCKET_CLOSED;
+        an_socket_drop(socket);
+        return error;
+    }
+    if (an_os_is_stream(type) && an_os_is_listening(descriptor, &listening) != 0)
+        listening = false;
+    socket->family = family;
+    socket->type = type;
+    socket->protocol = protocol;
+    socket->adopted = true;
+    socket->listening = listening;
+    *adopted = socket;
+    return 0;
+}
+
+static an_port *port_of(an_socket *socket) { return an_atomic_load_pointer((void *const *)&socket->port); }
+
+static bool is_foreign(an_socket *socket) {
+    an_port *port = port_of(socket);
+    return port != NULL && an_port_is_foreign(port);
+}
+
+/* What a socket that was closed or whose port is gone answers. */
+static int lock_open(an_socket *socket) {
+    an_port *port = port_of(socket);
+    if (port != NULL && an_port_is_closed(port))
+        return AN_EPORTCLOSED;
+    an_mutex_lock(&socket->lock);
+    if (socket->state == SOCKET_OPEN)
+        return 0;
+    an_mutex_unlock(&socket->lock);
+    return port != NULL && an_port_is_closed(port) ? AN_EPORTCLOSED : AN_EBADF;
+}
+
+int an_socket_detach(an_socket *socket, an_descriptor *descriptor) {
+    int error = lock_open(socket);
+    if (error != 0)
+        return error;
+    if (socket->port != NULL) {
+        error = AN_EINVAL;
+    } else {
+        *descriptor = socket->descriptor;
+        socket->descriptor = -1;
+        socket->state = SOCKET_CLOSED;
+    }
+    an_mutex_unlock(&socket->lock);
+    return error;
+}
+
+/* Closing a descriptor tells the peer only when no other process holds it. Where one may, say it with shutdown; but
+ * not to a listener that another process may go on serving. */
+static void tell_peer(an_socket *socket) {
+    enum { RECEIVE_AND_SEND = 2 };
+    bool shared = socket->adopted || socket->fork_count != an_fork_count();
+    if (socket->port == NULL || !shared || (socket->listening && !socket->private_listener))
+        return;
+    an_os_shutdown(socket->descriptor, RECEIVE_AND_SEND);
+}
+
+static void end_all(an_socket *socket) {
+    while (socket->receive.head != NULL)
+        an_operation_complete(socket, socket->receive.head, AN_ECANCELED);
+    while (socket->transmit.head != NULL) {
+        struct operation *operation = socket->transmit.head;
+        an_direction_remove(&socket->transmit, operation);
+        if ((operation->flags & OPERATION_QUIET) != 0)
+            an_operation_discard_quiet(socket, operation);
+        else
+            an_operation_complete_unlinked(socket, operation, AN_ECANCELED);
+    }
+}
+
+void an_socket_finish(an_socket *socket) {
+    if (socket->state == SOCKET_CLOSED)
+        return;
+    bool polite = socket->state == SOCKET_FLUSHING && an_os_is_stream(socket->type) && !socket->listening;
+    socket->state = SOCKET_CLOSED;
+    if (polite && !socket->ended && !socket->broken)
+        an_os_end_politely(socket->descriptor);
+    if (socket->port != NULL) {
+        end_all(socket);
+        socket->port->interface->detach(socket->port->backend, socket);
+        an_port_leave(socket->port, socket);
+    }
+    tell_peer(socket);
+    an_os_close(socket->descriptor);
+    socket->descriptor = -1;
+    if (socket->port != NULL)
+        an_port_feed(socket->port);
+}
+
+void an_socket_abort(an_socket *socket) {
+    an_mutex_lock(&socket->lock);
+    an_socket_finish(socket);
+    an_mutex_unlock(&socket->lock);
+}
+
+/* The child's copy of the descriptor goes; the parent's connection must not feel it. No lock, see close_in_child. */
+static void close_child_copy(an_socket *socket) {
+    if (socket->state == SOCKET_CLOSED)
+        return;
+    socket->state = SOCKET_CLOSED;
+    an_os_close(socket->descriptor);
+    socket->descriptor = -1;
+}
+
+/* Receives end, sends go on. */
+static void flush(an_socket *socket) {
+    socket->state = SOCKET_FLUSHING;
+    while (socket->receive.head != NULL)
+        an_operation_complete(socket, socket->receive.head, AN_ECANCELED);
+    if (socket->transmit.head == NULL)
+        an_socket_finish(socket);
+}
+
+int an_socket_close(an_socket *socket, uint32_t flags) {
+    if ((flags & ~(uint32_t)AN_FLUSH) != 0)
+        return AN_EINVAL;
+    if (is_foreign(socket)) {
+        close_child_copy(socket);
+        return 0;
+    }
+    an_mutex_lock(&socket->lock);
+    if (flags == 0)
+        an_socket_finish(socket);
+    else if (socket->state == SOCKET_OPEN)
+        flush(socket);
+    an_mutex_unlock(&socket->lock);
+    return 0;
+}
+
+void an_socket_free(an_socket *socket, uint32_t flags) {
+    an_socket_close(socket, flags & AN_FLUSH);
+    an_socket_drop(socket);
+}
+
+/* ---- association -------------------------------------------------------------------------------------------------------- */
+
+static int associate_first(an_port *port, an_socket *socket) {
+    int error = an_port_enter(port, socket);
+    if (error != 0)
+        return error;
+    socket->private_listener = !socket->adopted && socket->fork_count == an_fork_count();
+    an_port_hold(port);
+    an_atomic_store_pointer((void **)&socket->port, port);
+    error = port->interface->attach(port->backend, socket);
+    if (error != 0) {
+        an_port_leave(port, socket);
+        an_atomic_store_pointer((void **)&socket->port, NULL);
+        an_port_drop(port);
+    }
+    return error;
+}
+
+int an_port_associate(an_port *port, an_socket *socket, void *state) {
+    if (an_port_is_closed(port))
+        return AN_EPORTCLOSED;
+    an_port *present = port_of(socket);
+    if (present != NULL && present != port)
+        return an_port_is_closed(present) ? AN_EPORTCLOSED : AN_EINVAL;
+    int error = lock_open(socket);
+    if (error != 0)
+        return error;
+    if (socket->port == NULL)
+        error = associate_first(port, socket);
+    else if (socket->port != port)
+        error = AN_EINVAL;
+    if (error == 0)
+        an_atomic_store_pointer(&socket->user_state, state);
+    an_mutex_unlock(&socket->lock);
+    return error;
+}
+
+/* ---- synchronous calls ---------------------------------------------------------------------------------------------------- */
+
+static int unlock_with(an_socket *socket, int error) {
+    an_mutex_unlock(&socket->lock);
+    return error;
+}
+
+int an_socket_bind(an_socket *socket, const an_address *address) {
+    int error = lock_open(socket);
+    return error != 0 ? error : unlock_with(socket, an_os_bind(socket->descriptor, address));
+}
+
+int an_socket_listen(an_socket *socket, int backlog) {
+    int error = lock_open(socket);
+    if (error != 0)
+        return error;
+    error = an_os_listen(socket->descriptor, backlog);
+    if (error == 0)
+        socket->listening = true;
+    return unlock_with(socket, error);
+}
+
+int an_socket_shutdown(an_socket *socket, int how) {
+    int error = lock_open(socket);
+    return error != 0 ? error : unlock_with(socket, an_os_shutdown(socket->descriptor, how));
+}
+
+int an_socket_local_address(an_socket *socket, an_address *address) {
+    int error = lock_open(socket);
+    return error != 0 ? error : unlock_with(socket, an_os_local_address(socket->descriptor, address));
+}
+
+int an_socket_peer_address(an_socket *socket, an_address *address) {
+    int error = lock_open(socket);
+    return error != 0 ? error : unlock_with(socket, an_os_peer_address(socket->descriptor, address));
+}
+
+int an_socket_set_option(an_socket *socket, int level, int name, const void *value, size_t length) {
+    int error = lock_open(socket);
+    return error != 0 ? error
+                      : unlock_with(socket, an_os_set_option(socket->descriptor, level, name, value, length));
+}
+
+int an_socket_get_option(an_socket *socket, int level, int name, void *value, size_t *length) {
+    int error = lock_open(socket);
+    return error != 0 ? error
+                      : unlock_with(socket, an_os_get_option(socket->descriptor, level, name, value, length));
+}
+
+/* ---- looking in: never an error --------------------------------------------------------------------------------------------- */
+
+an_descriptor an_socket_descriptor(an_socket *socket) {
+    if (is_foreign(socket))
+        return -1;
+    an_mutex_lock(&socket->lock);
+    an_descriptor descriptor = socket->state == SOCKET_OPEN ? socket->descriptor : -1;
+    an_mutex_unlock(&socket->lock);
+    return descriptor;
+}
+
+int an_socket_family(const an_socket *socket) { return socket->family; }
+
+int an_socket_type(const an_socket *socket) { return socket->type; }
+
+int an_socket_protocol(const an_socket *socket) { return socket->protocol; }
+
+an_port *an_socket_port(an_socket *socket) { return port_of(socket); }
+
+void *an_socket_state(an_socket *socket) { return an_atomic_load_pointer(&socket->user_state); }
+
+int an_socket_is_closed(an_socket *socket) {
+    if (is_foreign(socket))
+        return 1;
+    an_mutex_lock(&socket->lock);
+    int closed = socket->state != SOCKET_OPEN;
+    an_mutex_unlock(&socket->lock);
+    return closed;
+}
+
+uint64_t an_socket_unsent(an_socket *socket) {
+    if (is_foreign(socket))
+        return 0;
+    an_mutex_lock(&socket->lock);
+    uint64_t unsent = socket->unsent;
+    an_mutex_unlock(&socket->lock);
+    return unsent;
+}
+
+int an_socket_statistics_get(an_socket *socket, an_socket_statistics *statistics) {
+    if (is_foreign(socket))
+        return AN_EPORTCLOSED;
+    an_mutex_lock(&socket->lock);
+    statistics->bytes_received = socket->bytes_received;
+    statistics->bytes_sent = socket->bytes_sent;
+    an_mutex_unlock(&socket->lock);
+    return 0;
+}
+
+/* ---- starting ------------------------------------------------------------------------------------------------------------------ */
+
+/* Locks a socket on which an operation may start. */
+static int lock_associated(an_socket *socket) {
+    int error = lock_open(socket);
+    if (error == 0 && socket->port == NULL)
+        error = unlock_with(socket, AN_EINVAL);
+    return error;
+}
+
+static struct operation *prepare(an_socket *socket, an_operation *memory, uint8_t kind, int64_t timeout_ns) {
+    struct operation *operation = an_operation_private(memory);
+    memset(operation, 0, sizeof *operation);
+    operation->record.operation = memory;
+    operation->record.socket = socket;
+    operation->record.kind = kind;
+    operation->deadline_ns = AN_NEVER;
+    operation->timeout_ns = timeout_ns;
+    return operation;
+}
+
+/* The operation is the library's from here on. */
+static void commit(an_socket *socket, struct operation *operation) {
+    if ((operation->flags & OPERATION_QUIET) == 0)
+        an_atomic_add64(&socket->port->started[operation->record.kind], 1);
+    an_socket_hold(socket);
+}
+
+static void set_deadline(an_socket *socket, struct operation *operation) {
+    if (operation->timeout_ns < 0)
+        return;
+    int64_t now_ns = an_clock();
+    operation->deadline_ns =
+        operation->timeout_ns < AN_NEVER - now_ns ? now_ns + operation->timeout_ns : AN_NEVER - 1;
+    an_socket_schedule(socket, operation->deadline_ns);
+}
+
+static void start(an_socket *socket, struct operation *operation) {
+    commit(socket, operation);
+    set_deadline(socket, operation);
+    an_direction_append(an_direction_of(socket, operation->record.kind), operation);
+    socket->port->interface->start(socket->port->backend, socket, operation);
+}
+
+static bool bad_timeout(int64_t timeout_ns) { return timeout_ns < AN_FOREVER; }
+
+int an_socket_accept(an_socket *socket, an_operation *memory, uint32_t flags, int64_t timeout_ns) {
+    if (bad_timeout(timeout_ns) || (flags & ~(uint32_t)AN_MULTISHOT) != 0)
+        return AN_EINVAL;
+    if (an_os_is_datagram(socket->type))
+        return AN_ENOTSUP;
+    int error = lock_associated(socket);
+    if (error != 0)
+        return error;
+    struct operation *operation = prepare(socket, memory, AN_ACCEPT, timeout_ns);
+    operation->flags = (flags & AN_MULTISHOT) != 0 ? OPERATION_MULTISHOT : 0;
+    start(socket, operation);
+    return unlock_with(socket, 0);
+}
+
+int an_socket_connect(an_socket *socket, an_operation *memory, const an_address *address, int64_t timeout_ns) {
+    if (bad_timeout(timeout_ns) || address == NULL)
+        return AN_EINVAL;
+    int error = lock_associated(socket);
+    if (error != 0)
+        return error;
+    struct operation *operation = prepare(socket, memory, AN_CONNECT, timeout_ns);
+    operation->to.address = address;
+    start(socket, operation);
+    return unlock_with(socket, 0);
+}
+
+static int start_receive(an_socket *socket, an_operation *memory, uint8_t kind, void *buffer, size_t length,
+                         uint32_t flags, uint64_t pause_above, int64_t timeout_ns) {
+    bool multishot = (flags & AN_MULTISHOT) != 0;
+    if (bad_timeout(timeout_ns) || length == 0 || (flags & ~(uint32_t)AN_MULTISHOT) != 0)
+        return AN_EINVAL;
+    if (multishot && buffer != NULL)
+        return AN_EINVAL;
+    int error = lock_associated(socket);
+    if (error != 0)
+        return error;
+    struct operation *operation = prepare(socket, memory, kind, timeout_ns);
+    operation->flags = multishot ? OPERATION_MULTISHOT : 0;
+    operation->at.buffer = buffer;
+    operation->length = length;
+    operation->to.pause_above = multishot ? pause_above : UINT64_MAX;
+    start(socket, operation);
+    return unlock_with(socket, 0);
+}
+
+int an_socket_recv(an_socket *socket, an_operation *operation, void *buffer, size_t length, uint32_t flags,
+                   uint64_t pause_above, int64_t timeout_ns) {
+    return start_receive(socket, operation, AN_RECV, buffer, length, flags, pause_above, timeout_ns);
+}
+
+int an_socket_recvfrom(an_socket *socket, an_operation *operation, void *buffer, size_t length, uint32_t flags,
+                       int64_t timeout_ns) {
+    if (!an_os_is_datagram(socket->type))
+        return AN_ENOTSUP;
+    return start_receive(socket, operation, AN_RECVFROM, buffer, length, flags, UINT64_MAX, timeout_ns);
+}
+
+/* ---- sends ------------------------------------------------------------------------------------------------------------------------ */
+
+/* Memory of ours for a quiet send, with a copy of what has not gone out, and of the address. NULL without memory. */
+static struct operation *copy_quiet(const struct operation *draft) {
+    size_t remaining = (size_t)an_operation_remaining(draft);
+    bool addressed = draft->to.address != NULL;
+    size_t size = sizeof(struct operation) + (addressed ? sizeof(an_address) : 0) + remaining;
+    struct operation *operation = malloc(size);
+    if (operation == NULL)
+        return NULL;
+    *operation = *draft;
+    char *room = (char *)(operation + 1);
+    if (addressed) {
+        memcpy(room, draft->to.address, sizeof(an_address));
+        operation->to.address = (const an_address *)room;
+        room += sizeof(an_address);
+    }
+    if ((draft->flags & OPERATION_VECTOR) == 0) {
+        memcpy(room, (const char *)draft->at.data + draft->record.transferred, remaining);
+    } else {
+        char *end = room;
+        uint64_t skip = draft->more.piece.offset;
+        for (uint32_t i = draft->more.piece.index; i < draft->more.piece.count; i++, skip = 0) {
+            const an_buffer *buffer = &draft->at.vector[i];
+            memcpy(end, (const char *)buffer->data + skip, buffer->length - skip);
+            end += buffer->length - skip;
+        }
+    }
+    operation->at.data = room;
+    operation->length = remaining;
+    operation->flags = OPERATION_QUIET | (an_operation_has_begun(draft) ? OPERATION_BEGUN : 0);
+    operation->record.transferred = 0;
+    operation->record.home = RECORD_IN_QUIET;
+    operation->record.operation = NULL;
+    return operation;
+}
+
+/* Without memory for the rest of a quiet send: before the first byte the call just fails; after it the stream is broken,
+ * which the next send learns. */
+static int lose_quiet(an_socket *socket, const struct operation *draft) {
+    if (an_operation_has_begun(draft))
+        socket->broken = true;
+    return AN_ENOMEM;
+}
+
+static int start_quiet(an_socket *socket, struct operation *draft, enum attempt attempt, int error) {
+    struct operation *operation = copy_quiet(draft);
+    if (operation == NULL)
+        return lose_quiet(socket, draft);
+    commit(socket, operation);
+    if (attempt == ATTEMPT_FAILED) {
+        an_operation_fail_send(socket, operation, error, false);
+        return 0;
+    }
+    set_deadline(socket, operation);
+    an_direction_append(&socket->transmit, operation);
+    socket->port->interface->start(socket->port->backend, socket, operation);
+    return 0;
+}
+
+/* A send: tried at once if none waits before it, else put behind them. `draft` is the caller's operation, or on the
+ * stack for a quiet one. Unlocks. */
+static int start_send(an_socket *socket, struct operation *draft) {
+    bool quiet = (draft->flags & OPERATION_QUIET) != 0;
+    int error = 0;
+    enum attempt attempt = ATTEMPT_AGAIN;
+    if (quiet)
+        an_atomic_add64(&socket->port->quiet_sends, 1);
+    if (socket->broken) {
+        if (quiet && socket->quiet_failed)
+            return unlock_with(socket, 0);
+        attempt = ATTEMPT_FAILED;
+        error = AN_EPIPE;
+    } else if (socket->transmit.head == NULL) {
+        attempt = socket->port->interface->try_send(socket->port->backend, socket, draft, &error);
+    }
+    if (quiet)
+        return unlock_with(socket, attempt == ATTEMPT_DONE ? 0 : start_quiet(socket, draft, attempt, error));
+    if (attempt == ATTEMPT_AGAIN) {
+        start(socket, draft);
+        return unlock_with(socket, 0);
+    }
+    commit(socket, draft);
+    if (attempt == ATTEMPT_DONE)
+        an_operation_complete_unlinked(socket, draft, 0);
+    else
+        an_operation_fail_send(socket, draft, error, false);
+    return unlock_with(socket, 0);
+}
+
+static struct operation *prepare_send(an_socket *socket, an_operation *memory, an_operation *stack, uint8_t kind,
+                                      int64_t timeout_ns) {
+    struct operation *draft = prepare(socket, memory != NULL ? memory : stack, kind, timeout_ns);
+    draft->flags = memory == NULL ? OPERATION_QUIET : 0;
+    return draft;
+}
+
+int an_socket_send(an_socket *socket, an_operation *memory, const void *data, size_t length, int64_t timeout_ns) {
+    an_operation stack;
+    if (bad_timeout(timeout_ns))
+        return AN_EINVAL;
+    int error = lock_associated(socket);
+    if (error != 0)
+        return error;
+    struct operation *draft = prepare_send(socket, memory, &stack, AN_SEND, timeout_ns);
+    draft->at.data = data;
+    draft->length = length;
+    return start_send(socket, draft);
+}
+
+int an_socket_sendv(an_socket *socket, an_operation *memory, const an_buffer *buffers, size_t count,
+                    int64_t timeout_ns) {
+    an_operation stack;
+    if (bad_timeout(timeout_ns) || count > UINT32_MAX)
+        return AN_EINVAL;
+    if (an_os_is_datagram(socket->type) && count > AN_GATHER)
+        return AN_EINVAL;
+    int error = lock_associated(socket);
+    if (error != 0)
+        return error;
+    struct operation *draft = prepare_send(socket, memory, &stack, AN_SEND, timeout_ns);
+    draft->flags |= OPERATION_VECTOR;
+    draft->at.vector = buffers;
+    draft->more.piece.count = (uint32_t)count;
+    for (size_t i = 0; i < count; i++)
+        draft->length += buffers[i].length;
+    return start_send(socket, draft);
+}
+
+int an_socket_sendto(an_socket *socket, an_operation *memory, const void *data, size_t length,
+                     const an_address *address, int64_t timeout_ns) {
+    an_operation stack;
+    if (bad_timeout(timeout_ns) || address == NULL)
+        return AN_EINVAL;
+    if (!an_os_is_datagram(socket->type))
+        return AN_ENOTSUP;
+    int error = lock_associated(socket);
+    if (error != 0)
+        return error;
+    struct operation *draft = prepare_send(socket, memory, &stack, AN_SENDTO, timeout_ns);
+    draft->at.data = data;
+    draft->length = length;
+    draft->to.address = address;
+    return start_send(socket, draft);
+}
+
+int an_socket_sendfile(an_socket *socket, an_operation *memory, an_descriptor file, uint64_t offset, uint64_t count,
+                       int64_t timeout_ns) {
+    if (bad_timeout(timeout_ns) || offset > INT64_MAX)
+        return AN_EINVAL;
+    if (!an_os_is_stream(socket->type))
+        return AN_ENOTSUP;
+    an_descriptor duplicate;
+    int error = lock_associated(socket);
+    if (error != 0)
+        return error;
+    error = an_os_duplicate_file(file, &duplicate);
+    if (error != 0)
+        return unlock_with(socket, error);
+    struct operation *operation = prepare(socket, memory, AN_SENDFILE, timeout_ns);
+    operation->at.descriptor = duplicate;
+    operation->to.offset = offset;
+    operation->length = count;
+    if (socket->broken) {
+        commit(socket, operation);
+        an_operation_complete_unlinked(socket, operation, AN_EPIPE);
+    } else {
+        start(socket, operation);
+    }
+    return unlock_with(socket, 0);
+}
+
+int an_socket_disconnect(an_socket *socket, an_operation *memory, int64_t timeout_ns) {
+    if (bad_timeout(timeout_ns))
+        return AN_EINVAL;
+    if (!an_os_is_stream(socket->type))
+        return AN_ENOTSUP;
+    int error = lock_associated(socket);
+    if (error != 0)
+        return error;
+    start(socket, prepare(socket, memory, AN_DISCONNECT, timeout_ns));
+    return unlock_with(socket, 0);
+}
+
+/* ---- deadlines --------------------------------------------------------------------------------------------------------------------- */
+
+void an_socket_schedule(an_socket *socket, int64_t due_ns) {
+    if (due_ns >= socket->scheduled_ns)
+        return;
+    socket->scheduled_ns = due_ns;
+    an_port_set_timer(socket->port, &socket->timer, due_ns);
+}
+
+static bool suspended(const struct operation *operation) { return (operation->flags & OPERATION_PAUSED) != 0; }
+
+/* Ends one operation whose deadline passed; false when none has. Ending one may end others, so the list is walked anew. */
+static bool expire_one(an_socket *socket, struct an_direction *direction, int64_t now_ns) {
+    for (struct operation *operation = direction->head; operation != NULL; operation = an_operation_next(operation)) {
+        if (operation->deadline_ns > now_ns || suspended(operation))
+            continue;
+        an_operation_end(socket, operation, AN_ETIMEDOUT);
+        return true;
+    }
+    return false;
+}
+
+static int64_t earliest(const struct an_direction *direction) {
+    int64_t due_ns = direction->retry_ns;
+    for (struct operation *operation = direction->head; operation != NULL; operation = an_operation_next(operation)) {
+        if (operation->deadline_ns < due_ns && !suspended(operation))
+            due_ns = operation->deadline_ns;
+    }
+    return due_ns;
+}
+
+static void expire_direction(an_socket *socket, struct an_direction *direction, int64_t now_ns) {
+    while (expire_one(socket, direction, now_ns)) {
+    }
+    if (socket->state == SOCKET_FLUSHING && socket->transmit.head == NULL)
+        an_socket_finish(socket);
+    if (direction->retry_ns <= now_ns) {
+        direction->retry_ns = AN_NEVER;
+        direction->ready = true;
+    }
+    if (socket->state != SOCKET_CLOSED)
+        socket->port->interface->proceed(socket->port->backend, socket, direction);
+}
+
+void an_socket_expire(an_socket *socket, int64_t now_ns) {
+    an_mutex_lock(&socket->lock);
+    socket->scheduled_ns = AN_NEVER;
+    if (socket->state != SOCKET_CLOSED)
+        expire_direction(socket, &socket->receive, now_ns);
+    if (socket->state != SOCKET_CLOSED)
+        expire_direction(socket, &socket->transmit, now_ns);
+    if (socket->state != SOCKET_CLOSED) {
+        int64_t receive_ns = earliest(&socket->receive), transmit_ns = earliest(&socket->transmit);
+        int64_t due_ns = receive_ns < transmit_ns ? receive_ns : transmit_ns;
+        if (due_ns != AN_NEVER)
+            an_socket_schedule(socket, due_ns);
+    }
+    an_mutex_unlock(&socket->lock);
+}

@@ -1,0 +1,29 @@
+"""Builds the C core and its binding into one extension module; see asyncio_native/_build.py.
+
+The wheel is for the stable ABI of CPython 3.11 and later (tag cp311-abi3). A free-threaded
+interpreter has no stable ABI, there the wheel is for that interpreter alone.
+"""
+
+import shutil
+import sysconfig
+from pathlib import Path
+
+from setuptools import setup
+
+STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
+HEADER = "asyncio_native.h"
+
+
+def copy_header() -> None:
+    """The package carries the public header, for C code that is built against it."""
+    root = Path(__file__).resolve().parent
+    folder = root / "asyncio_native" / "include"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(root / "csrc" / "include" / HEADER, folder / HEADER)
+
+
+copy_header()
+setup(
+    cffi_modules=["asyncio_native/_build.py:ffibuilder"],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},
+)

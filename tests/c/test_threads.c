@@ -1,0 +1,208 @@
+/* Threads that start, cancel, post, close and dequeue side by side: each operation completes exactly once, and nothing
+ * is in flight at the end. Run under ThreadSanitizer as well. */
+#include "check.h"
+#include "os.h"
+
+#include <pthread.h>
+
+enum { POSTERS = 3, POSTS = 4000, DEQUEUERS = 3, PAIRS = 6, MESSAGES = 2500, CHURNS = 150, SECONDS = 60 };
+
+struct post {
+    an_operation operation;
+    uint32_t delivered;
+};
+
+/* One end of a pair: receives one-shot, answers each message with one, until the pair has had enough. */
+struct end {
+    an_operation receive;
+    an_socket *socket;
+    struct end *other;
+    uint32_t received;
+    uint32_t cancelled;
+};
+
+struct world {
+    an_port *port;
+    struct post posts[POSTERS][POSTS];
+    struct end ends[PAIRS][2];
+    uint32_t posts_delivered;
+    uint32_t pairs_done;
+    uint32_t stop;
+    uint32_t churned;
+};
+
+static struct world *world;
+
+static void arm(struct end *end) {
+    int error = an_socket_recv(end->socket, &end->receive, NULL, 1000, 0, UINT64_MAX, AN_FOREVER);
+    CHECK(error == 0 || error == AN_EBADF || error == AN_EPORTCLOSED);
+}
+
+static void handle_message(struct end *end, const an_completion *completion) {
+    if (completion->error == AN_ECANCELED) {
+        an_atomic_add32(&end->cancelled, 1);
+        arm(end);
+        return;
+    }
+    CHECK(completion->error == 0 && completion->transferred >= 1);
+    uint32_t before = an_atomic_add32(&end->received, (uint32_t)completion->transferred);
+    if (before < MESSAGES && before + completion->transferred >= MESSAGES)
+        an_atomic_add32(&world->pairs_done, 1);
+    /* as many bytes back: the ball stays in the game */
+    int error = an_socket_send(end->socket, NULL, completion->data, completion->transferred, AN_FOREVER);
+    CHECK(error == 0 || error == AN_EBADF || error == AN_EPORTCLOSED);
+    arm(end);
+}
+
+static void handle(const an_completion *completion) {
+    if (completion->kind == AN_POST) {
+        struct post *post = completion->state;
+        CHECK(&post->operation == completion->operation);
+        CHECK(an_atomic_add32(&post->delivered, 1) == 0);
+        an_atomic_add32(&world->posts_delivered, 1);
+    } else if (completion->kind == AN_RECV && completion->state != NULL) {
+        handle_message(completion->state, completion);
+    }
+}
+
+static void *dequeue_until_closed(void *unused) {
+    an_completion batch[32];
+    size_t count;
+    int error;
+    (void)unused;
+    while ((error = an_port_dequeue(world->port, batch, 32, AN_FOREVER, &count)) == 0) {
+        CHECK(count > 0);
+        for (size_t i = 0; i < count; i++)
+            handle(&batch[i]);
+        an_completion_release(batch, count);
+    }
+    CHECK(error == AN_EPORTCLOSED);
+    return NULL;
+}
+
+static void *post_all(void *posts) {
+    for (int i = 0; i < POSTS; i++)
+        CHECK_OK(an_port_post(world->port, &((struct post *)posts)[i].operation, &((struct post *)posts)[i]));
+    return NULL;
+}
+
+static void *cancel_now_and_then(void *unused) {
+    unsigned turn = 0;
+    (void)unused;
+    while (an_atomic_load32(&world->stop) == 0) {
+        struct end *end = &world->ends[turn % PAIRS][turn / PAIRS % 2];
+        int32_t cancelled;
+        size_t count;
+        CHECK_OK(an_operation_cancel(end->socket, &end->receive, &cancelled));
+        if (turn % 7 == 0)
+            CHECK_OK(an_socket_cancel(end->socket, &count));
+        turn++;
+        usleep(200);
+    }
+    return NULL;
+}
+
+/* Opens, uses and closes sockets with operations in flight; their operations live until the port is closed. */
+static void *churn(void *unused) {
+    static an_operation operations[CHURNS][4];
+    (void)unused;
+    for (int i = 0; i < CHURNS; i++) {
+        an_socket *socket, *peer;
+        open_pair(world->port, &socket, &peer, NULL);
+        CHECK_OK(an_socket_recv(socket, &operations[i][0], NULL, 100, AN_MULTISHOT, UINT64_MAX, AN_FOREVER));
+        CHECK_OK(an_socket_recv(peer, &operations[i][1], NULL, 100, 0, UINT64_MAX, SECOND / 1000));
+        CHECK_OK(an_socket_send(socket, &operations[i][2], "abc", 3, AN_FOREVER));
+        CHECK_OK(an_port_timer(world->port, &operations[i][3], i % 3 * SECOND / 1000, NULL));
+        CHECK_OK(an_socket_send(peer, NULL, "abc", 3, AN_FOREVER));
+        if (i % 2 == 0)
+            usleep(500);
+        an_socket_free(socket, i % 3 == 0 ? AN_FLUSH : 0);
+        an_socket_free(peer, 0);
+        an_atomic_add32(&world->churned, 1);
+    }
+    return NULL;
+}
+
+static void kick_off(void) {
+    for (int pair = 0; pair < PAIRS; pair++) {
+        struct end *ends = world->ends[pair];
+        open_pair(world->port, &ends[0].socket, &ends[1].socket, NULL);
+        for (int side = 0; side < 2; side++) {
+            CHECK_OK(an_port_associate(world->port, ends[side].socket, &ends[side]));
+            ends[side].other = &ends[1 - side];
+            arm(&ends[side]);
+        }
+        CHECK_OK(an_socket_send(ends[0].socket, NULL, "x", 1, AN_FOREVER));
+    }
+}
+
+static bool all_done(void) {
+    return an_atomic_load32(&world->posts_delivered) == POSTERS * POSTS &&
+           an_atomic_load32(&world->pairs_done) == 2 * PAIRS && an_atomic_load32(&world->churned) == CHURNS;
+}
+
+static void everything_at_once(const char *backend) {
+    pthread_t dequeuers[DEQUEUERS], posters[POSTERS], canceller, churner;
+    world = calloc(1, sizeof *world);
+    world->port = open_port(backend);
+    kick_off();
+    for (int i = 0; i < DEQUEUERS; i++)
+        CHECK_OK(pthread_create(&dequeuers[i], NULL, dequeue_until_closed, NULL));
+    for (int i = 0; i < POSTERS; i++)
+        CHECK_OK(pthread_create(&posters[i], NULL, post_all, world->posts[i]));
+    CHECK_OK(pthread_create(&canceller, NULL, cancel_now_and_then, NULL));
+    CHECK_OK(pthread_create(&churner, NULL, churn, NULL));
+    int64_t until_ns = an_clock() + SECONDS * SECOND;
+    while (!all_done() && an_clock() < until_ns)
+        usleep(2000);
+    CHECK(all_done());
+    an_atomic_store32(&world->stop, 1);
+    CHECK_OK(pthread_join(canceller, NULL));
+    CHECK_OK(pthread_join(churner, NULL));
+    for (int i = 0; i < POSTERS; i++)
+        CHECK_OK(pthread_join(posters[i], NULL));
+    CHECK_OK(an_port_close(world->port));
+    for (int i = 0; i < DEQUEUERS; i++)
+        CHECK_OK(pthread_join(dequeuers[i], NULL));
+    CHECK(an_port_in_flight(world->port) == 0);
+    for (int pair = 0; pair < PAIRS; pair++) {
+        an_socket_free(world->ends[pair][0].socket, 0);
+        an_socket_free(world->ends[pair][1].socket, 0);
+    }
+    an_port_free(world->port);
+    free(world);
+}
+
+static an_port *contested;
+
+static void *post_and_dequeue(void *memory) {
+    an_operation *operation = memory;
+    an_completion completion;
+    size_t count;
+    for (int i = 0; i < 2000; i++) {
+        CHECK_OK(an_port_post(contested, operation, operation));
+        CHECK_OK(an_port_dequeue(contested, &completion, 1, 10 * SECOND, &count));
+        CHECK(count == 1);
+        if (completion.state != operation)
+            break; /* another's: ours is in flight still, so this thread may not start it again */
+    }
+    return NULL;
+}
+
+/* Each thread leaves after it took a completion that is not its own; the rest is found by close. */
+static void leaders_change_without_losing_a_wake_up(const char *backend) {
+    static an_operation operations[4];
+    pthread_t threads[4];
+    contested = open_port(backend);
+    for (int i = 0; i < 4; i++)
+        CHECK_OK(pthread_create(&threads[i], NULL, post_and_dequeue, &operations[i]));
+    for (int i = 0; i < 4; i++)
+        CHECK_OK(pthread_join(threads[i], NULL));
+    an_port_free(contested);
+}
+
+int main(void) {
+    on_each_backend("everything at once", everything_at_once);
+    on_each_backend("leaders change without losing a wake-up", leaders_change_without_losing_a_wake_up);
+    return 0;
+}

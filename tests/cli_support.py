@@ -1,0 +1,139 @@
+"""Helpers of the tests of the command line: they run it as a user does, in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from support import PATIENCE, keep
+
+#: -P: the current folder must not hide the installed package.
+COMMAND = [sys.executable, "-P", "-m", "asyncio_native"]
+
+
+def run_cli(*arguments: str, seconds: float = 50.0) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+
+
+def assert_usage_error(ended: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Status 2 and one line that says what is wrong."""
+    assert_one_line_error(ended, 2, *words)
+
+
+def assert_one_line_error(
+    ended: subprocess.CompletedProcess[str], status: int, *words: str
+) -> None:
+    assert ended.returncode == status, ended
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("asyncio-native: error: ")
+    assert ended.stderr.count("\n") == 1
+    assert ended.stderr.endswith("\n")
+    for word in words:
+        assert word in ended.stderr
+
+
+class Echo:
+    """A running `echo` command; on leaving it is ended if the test has not done so."""
+
+    def __init__(self, backend: str, *arguments: str) -> None:
+        command = [*COMMAND, "echo", "--port", "0", "--backend", backend, *arguments]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Echo:
+        self.line = self._first_line()
+        host, _, port = self.line.removeprefix("listening on ").strip().rpartition(":")
+        self.address = (host.strip("[]"), int(port))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def _first_line(self) -> str:
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        line = self.process.stdout.readline() if ready else ""
+        if not line.startswith("listening on "):
+            self.process.kill()
+            raise AssertionError(f"{line!r} {self.process.communicate()}")
+        return line
+
+    def dial(self) -> socket.socket:
+        """A connected stdlib socket."""
+        return keep(socket.create_connection(self.address, timeout=PATIENCE))
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
+        """Sends a signal; the status, and the rest of both outputs."""
+        self.process.send_signal(number)
+        output, errors = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, output, errors
+
+
+def children(process_id: int) -> list[int]:
+    """The processes that a process has started and that have not ended, oldest first."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and _parent(int(entry.name)) == process_id:
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def command_line(process_id: int) -> str:
+    """What a process was started with; empty if it has ended."""
+    try:
+        return Path(f"/proc/{process_id}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def has_ended(process_id: int) -> bool:
+    """True if a process is gone, or a zombie that nobody has waited for."""
+    status = _status(process_id)
+    return status is None or status[0] == "Z"
+
+
+def descriptors(process_id: int) -> int:
+    """How many descriptors another process has open; 0 if it has ended."""
+    try:
+        return len(os.listdir(f"/proc/{process_id}/fd"))
+    except OSError:
+        return 0
+
+
+def _status(process_id: int) -> list[str] | None:
+    try:
+        text = Path(f"/proc/{process_id}/stat").read_text()
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()
+
+
+def _parent(process_id: int) -> Any:
+    status = _status(process_id)
+    return None if status is None else int(status[1])

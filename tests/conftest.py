@@ -1,0 +1,111 @@
+"""Fixtures of the whole suite: every behaviour runs on every backend that works here.
+
+- `backend`: the name of each available backend, one test run each. The environment variable
+  ASYNCIO_NATIVE_TEST_BACKENDS=epoll,poll restricts it, and fails if one of these does not work.
+- `port`: an open `CompletionPort(backend)`. It is closed after the test, and nothing may then be
+  in flight.
+- `family`: "ipv4", "ipv6" and "unix" in turn; `inet`: the first two.
+- After each test the sockets of `support` are closed, and a descriptor that is still open then
+  fails the test (`@pytest.mark.leaks_descriptors` lifts that).
+- Each test may take 60 s (pytest-timeout; ASYNCIO_NATIVE_TEST_TIMEOUT changes it).
+  `@pytest.mark.slow` marks what takes over 2 s; it runs unless deselected with `-m "not slow"`.
+- `@pytest.mark.posix` skips a test elsewhere.
+
+The helpers for completions, sockets, peers and subprocesses are in `support.py`; test modules
+import them by `from support import one, drain, pair`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Iterator
+
+import asyncio_native as an
+import pytest
+import support
+
+TEST_TIMEOUT_SECONDS = float(os.environ.get("ASYNCIO_NATIVE_TEST_TIMEOUT", "60"))
+
+
+def usable_backends() -> list[str]:
+    available = [backend.name for backend in an.backends() if backend.available]
+    wanted = os.environ.get("ASYNCIO_NATIVE_TEST_BACKENDS")
+    if not wanted:
+        return available
+    names = [name.strip() for name in wanted.split(",")]
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise pytest.UsageError(f"ASYNCIO_NATIVE_TEST_BACKENDS: not available: {missing}")
+    return names
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in (
+        "slow: takes over 2 seconds",
+        "leaks_descriptors: may leave descriptors open",
+        "posix: needs fork, signals or descriptors as POSIX has them",
+    ):
+        config.addinivalue_line("markers", line)
+    for line in (
+        "error::ResourceWarning",
+        "error::pytest.PytestUnraisableExceptionWarning",
+        "error::pytest.PytestUnhandledThreadExceptionWarning",
+    ):
+        config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_SECONDS))
+        if os.name != "posix" and item.get_closest_marker("posix"):
+            item.add_marker(pytest.mark.skip(reason="this behaviour exists on POSIX only"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", usable_backends(), scope="session")
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_descriptors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves descriptors open, and closes the sockets of `support`."""
+    before = support.open_descriptors()
+    yield
+    support.release_kept()
+    if request.node.get_closest_marker("leaks_descriptors"):
+        return
+    deadline = time.monotonic() + 2.0
+    while leaked := {n: d for n, d in support.open_descriptors().items() if before.get(n) != d}:
+        gc.collect()
+        if time.monotonic() > deadline:
+            pytest.fail(f"descriptors left open: {leaked}")
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def port(backend: str) -> Iterator[an.CompletionPort]:
+    """An open port; closed after the test, with nothing in flight."""
+    with an.CompletionPort(backend) as port:
+        yield port
+    assert port.in_flight == 0
+
+
+@pytest.fixture(params=support.FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """The name of an address family whose stream sockets work here."""
+    return _checked(request.param)
+
+
+@pytest.fixture(params=["ipv4", "ipv6"])
+def inet(request: pytest.FixtureRequest) -> str:
+    """The name of an internet address family that works here."""
+    return _checked(request.param)
+
+
+def _checked(family: str) -> str:
+    if reason := support.why_not(family):
+        pytest.skip(reason)
+    return family

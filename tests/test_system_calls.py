@@ -1,0 +1,279 @@
+"""What a server costs in system calls, counted by strace on a process of its own.
+
+The steady state of a request/reply server on epoll is one receive and one send a message and one
+wait a batch, and connections that are idle cost nothing at all.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import asyncio_native as an
+import pytest
+from support import PATIENCE, dial, read_exactly, start_python
+
+RECEIVES = {"recv", "recvfrom", "recvmsg", "read", "readv"}
+SENDS = {"send", "sendto", "sendmsg", "write", "writev"}
+WAITS = {"epoll_wait", "epoll_pwait", "epoll_pwait2"}
+
+#: The main thread may wait in slices of this many seconds, so that Ctrl-C is heard.
+SLICE_SECONDS = 0.25
+
+
+@functools.cache
+def why_not() -> str:
+    """Why system calls cannot be counted here; empty when they can."""
+    if not any(backend.name == "epoll" and backend.available for backend in an.backends()):
+        return "the counts are those of epoll, which is not available here"
+    if shutil.which("strace") is None:
+        return "strace is not installed"
+    tried = subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, text=True)
+    if tried.returncode:
+        return f"strace may not trace here: {tried.stderr.strip()}"
+    return ""
+
+
+@pytest.fixture(autouse=True)
+def needs_strace() -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+
+
+@contextmanager
+def counted(process: subprocess.Popen[str]) -> Iterator[Counter[str]]:
+    """Counts the system calls of a process during the block; the result is there behind it.
+
+    Not counted: what the process reads from its standard input and writes to its standard output.
+    """
+    counts: Counter[str] = Counter()
+    with tempfile.NamedTemporaryFile("r", prefix="an-strace-") as trace:
+        tracer = subprocess.Popen(
+            ["strace", "-f", "-s", "0", "-o", trace.name, "-p", str(process.pid)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert tracer.stderr is not None
+        try:
+            line = tracer.stderr.readline()
+            if "attached" not in line:
+                pytest.skip(f"strace may not attach here: {line.strip()}")
+            yield counts
+        finally:
+            tracer.send_signal(signal.SIGINT)  # detaches; the process goes on
+            tracer.wait(PATIENCE)
+            tracer.stderr.close()
+        for line in trace:
+            if (call := re.match(r"\d+ +(\w+)\((\d*)", line)) is None:
+                continue
+            name, descriptor = call.groups()
+            if (name, descriptor) not in {("read", "0"), ("write", "1")}:
+                counts[name] += 1
+
+
+def split(counts: Counter[str]) -> tuple[int, int, int, dict[str, int]]:
+    """Receives, sends, waits, and all else."""
+    rest = {n: c for n, c in counts.items() if n not in RECEIVES | SENDS | WAITS}
+    return (
+        sum(counts[name] for name in RECEIVES),
+        sum(counts[name] for name in SENDS),
+        sum(counts[name] for name in WAITS),
+        rest,
+    )
+
+
+@contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@contextmanager
+def echo_program() -> Iterator[tuple[subprocess.Popen[str], tuple[str, int]]]:
+    """The package's own echo server, and its address."""
+    command = ["echo", "--host", "127.0.0.1", "--port", "0", "--backend", "epoll"]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "asyncio_native", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with ended(process):
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        listening = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\n", line)
+        assert listening is not None, line
+        yield process, ("127.0.0.1", int(listening[1]))
+
+
+def exchange(client: socket.socket, count: int, size: int) -> None:
+    for number in range(count):
+        message = b"%d" % number * size
+        client.sendall(message[:size])
+        assert read_exactly(client, size) == message[:size]
+
+
+@pytest.mark.parametrize("size", [1, 100, 4096])
+def test_an_echo_server_takes_one_receive_one_send_and_one_wait_for_a_message(size: int) -> None:
+    with echo_program() as (process, address):
+        client = dial(address)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        exchange(client, 500, size)
+        with counted(process) as counts:
+            started = time.monotonic()
+            exchange(client, 300, size)
+            slices = math.ceil((time.monotonic() - started) / SLICE_SECONDS)
+        receives, sends, waits, rest = split(counts)
+        assert (receives, sends, rest) == (300, 300, {})
+        # Two more: the wait in which strace came, and the one in which it left.
+        assert 300 <= waits <= 300 + 2 + slices
+
+
+# A server that does one thing for each line of its input, so that batches are the same each time.
+# Each answer is the CPU time used so far, in seconds.
+STEPS = """
+    import resource, socket, sys, time
+    import asyncio_native as an
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    port = an.CompletionPort(concurrency=1)
+    listener = an.AsyncSocket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(4096)
+    port.associate(listener)
+    listener.accept(multishot=True)
+    print(listener.getsockname()[1], flush=True)
+    multishot = WAY == "multishot"
+    connections = []
+    for line in sys.stdin:
+        command, number = line.split()
+        left = int(number)
+        if command == "rest":
+            assert not port.dequeue_many(timeout=left)
+            left = 0
+        while left:
+            for completion in port.dequeue_many(timeout=15):
+                sock = completion.socket
+                if completion.kind is an.ACCEPT:
+                    sock = completion.result()[0]
+                    port.associate(sock)
+                    connections.append(sock)
+                else:
+                    sock.send(completion.result(), quiet=True)
+                if not (multishot and completion.kind is an.RECV):
+                    sock.recv(multishot=multishot)
+                left -= 1
+        print(time.process_time(), flush=True)
+"""
+
+
+class Steps:
+    """The server that goes step by step."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        assert process.stdout is not None
+        self.address = ("127.0.0.1", int(process.stdout.readline()))
+
+    def step(self, command: str, number: int) -> float:
+        """Tells it one step, waits until it is done; returns its CPU time so far in seconds."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{command} {number}\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def clients(self, count: int) -> list[socket.socket]:
+        """Connected clients, accepted by the server."""
+        made: list[socket.socket] = []
+        while len(made) < count:
+            group = min(count - len(made), 1000)
+            made += [dial(self.address) for _ in range(group)]
+            self.step("accept", group)
+        return made
+
+    def rounds(self, active: list[socket.socket], count: int) -> float:
+        """In each round every active client has sent when the server looks; returns CPU time."""
+        before = self.step("accept", 0)
+        used = before
+        for number in range(count):
+            for client in active:
+                client.sendall(b"round %04d" % number)
+            used = self.step("serve", len(active))
+            for client in active:
+                assert read_exactly(client, 10) == b"round %04d" % number
+        return used - before
+
+
+@contextmanager
+def steps(way: str) -> Iterator[Steps]:
+    with ended(start_python(f"    WAY = {way!r}\n{STEPS}", "epoll")) as process:
+        yield Steps(process)
+
+
+@pytest.mark.parametrize("way", ["multishot", "one-shot"])
+def test_a_batch_takes_one_wait_and_each_message_one_receive_and_one_send(way: str) -> None:
+    with steps(way) as server:
+        active = server.clients(10)
+        server.rounds(active, 50)
+        with counted(server.process) as counts:
+            server.rounds(active, 30)
+        receives, sends, waits, rest = split(counts)
+        assert (receives, sends, waits, rest) == (300, 300, 30, {})
+
+
+@pytest.mark.slow
+def test_ten_thousand_idle_connections_cost_no_system_calls_and_no_time() -> None:
+    resource = pytest.importorskip("resource", reason="no descriptor limits on this system")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    idle = 10_000
+    if hard < idle + 200:
+        pytest.skip(f"needs {idle + 200} descriptors a process, the hard limit is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with steps("multishot") as server:
+            active = server.clients(10)
+            server.rounds(active, 50)
+            seconds_alone = min(server.rounds(active, 100) for _ in range(3))
+            with counted(server.process) as alone:
+                server.rounds(active, 30)
+
+            sleepers = server.clients(idle)
+            assert len(sleepers) == idle
+            server.rounds(active, 50)
+            seconds_beside = min(server.rounds(active, 100) for _ in range(3))
+            with counted(server.process) as beside:
+                server.rounds(active, 30)
+            assert beside == alone
+            # 100 rounds of 10 take some 10 ms; touching 10,000 sockets a round would take seconds.
+            assert seconds_beside <= 2 * seconds_alone + 0.02
+
+            before = server.step("accept", 0)
+            with counted(server.process) as resting:
+                used = server.step("rest", 1) - before
+            receives, sends, waits, rest = split(resting)
+            assert (receives, sends, rest) == (0, 0, {})
+            assert waits <= 1 / SLICE_SECONDS + 3
+            assert used < 0.05
+            for client in sleepers[::1000]:  # idle, not dead
+                server.rounds([client], 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,283 @@
+"""What must not stay: sockets, descriptors and memory after clients have come and gone."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import sys
+import weakref
+
+import asyncio_native as an
+import pytest
+from support import check_python, drain, one, pair, settle
+
+linux_only = pytest.mark.skipif(
+    sys.platform != "linux", reason="reads the process's memory and descriptors from /proc"
+)
+
+
+def test_sockets_closed_with_operations_in_progress_are_given_back(
+    port: an.CompletionPort, family: str
+) -> None:
+    gone: list[weakref.ref[object]] = []
+    for number in range(200):
+        sock, peer = pair(port, family, small=True)
+        operations = [
+            sock.recv(multishot=True),
+            sock.recv_into(bytearray(1000)),
+            sock.send(bytes(1 << 18)),
+            sock.send(bytes(1 << 18)),
+        ]
+        sock.send(bytearray(1 << 16), quiet=True)
+        gone.append(weakref.ref(sock))
+        gone += [weakref.ref(operation) for operation in operations if operation is not None]
+        if number % 2:
+            port.dequeue(0)
+        sock.close()
+        completions = [c for c in settle(port, 0) if not c.more]
+        assert {c.error for c in completions} <= {errno.ECANCELED}
+        del sock, operations, completions
+        peer.close()
+    settle(port)
+    gc.collect()
+    assert port.in_flight == 0
+    assert [reference() for reference in gone if reference() is not None] == []
+
+
+def test_sockets_closed_by_the_hundred_before_anybody_dequeues_are_given_back(
+    port: an.CompletionPort,
+) -> None:
+    gone = []
+    expected = 0
+    for _ in range(5):
+        for _ in range(100):
+            sock, peer = pair(port, "unix")
+            sock.recv(multishot=True)
+            sock.recv()
+            expected += 2
+            gone.append(weakref.ref(sock))
+            sock.close()
+            peer.close()
+    del sock
+    completions = drain(port, expected)
+    assert {c.error for c in completions} == {errno.ECANCELED}
+    assert len({c.operation for c in completions}) == expected
+    del completions
+    gc.collect()
+    assert [reference() for reference in gone if reference() is not None] == []
+
+
+def test_completions_hold_their_socket_and_state_no_longer_than_they_live(
+    port: an.CompletionPort,
+) -> None:
+    class State:
+        pass
+
+    state = State()
+    alive = weakref.ref(state)
+    sock, peer = pair(port, state=state)
+    port.post(state)
+    assert one(port).state is state
+    sock.recv()
+    peer.send(b"x")
+    completion = one(port)
+    assert completion.state is state
+    sock.close()
+    del state, sock, completion
+    gc.collect()
+    assert alive() is None
+
+
+MEMORY = """
+    import gc, os, random, socket
+    import asyncio_native as an
+    from support import drain, eventually, nothing, one, pair, pattern, pump, release_kept
+    from support import reset, settle
+
+    MEBIBYTE = 1 << 20
+    PAGE = os.sysconf("SC_PAGE_SIZE")
+
+    def resident():
+        gc.collect()
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * PAGE
+
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    port = an.CompletionPort()
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("piece", ["4 * MEBIBYTE", "65536"])
+@pytest.mark.parametrize("leaving", ["reads", "resets", "is closed"])
+def test_memory_returns_after_a_slow_reader_left(backend: str, leaving: str, piece: str) -> None:
+    check_python(
+        MEMORY
+        + f"""
+    def slow_reader(leaving, total=64 * MEBIBYTE):
+        sock, peer = pair(port, small=True)
+        piece = bytearray({piece})
+        for _ in range(total // len(piece)):
+            sock.send(piece, quiet=True)
+        peak = resident()
+        assert sock.unsent > total // 2
+        if leaving == "reads":
+            data, completions = pump(port, peer, total)
+            assert len(data) == total and not completions
+            del data
+        elif leaving == "resets":
+            reset(peer)
+            completion = one(port)
+            assert completion.operation is None and completion.error
+        assert leaving == "is closed" or sock.unsent == 0
+        sock.close()
+        settle(port)
+        release_kept()
+        return peak
+
+    slow_reader({leaving!r}, 4 * MEBIBYTE)
+    before = resident()
+    peaks, after = [], []
+    for _ in range(4):
+        peaks.append(slow_reader({leaving!r}))
+        after.append(resident())
+    assert min(peaks) - before > 40 * MEBIBYTE, "the reader was not slow"
+    grown = [(size - before) // MEBIBYTE for size in after]
+    assert max(grown) <= 24, f"still resident after each: {{grown}} MiB"
+    port.close()
+""",
+        backend,
+    )
+
+
+@linux_only
+def test_memory_returns_after_a_burst_that_nobody_dequeued(backend: str) -> None:
+    """Reading ahead borrows buffers from the pool, which shrinks again."""
+    check_python(
+        MEMORY
+        + """
+    def burst():
+        socks = [pair(port, "unix") for _ in range(200)]
+        for sock, peer in socks:
+            sock.recv(multishot=True)
+            peer.setblocking(False)
+            try:
+                while True:
+                    peer.send(bytes(65536))
+            except BlockingIOError:
+                pass
+        port.dequeue(0)  # progress; most stays in the queue
+        total = 0
+        for sock, peer in socks:
+            peer.close()
+        ended = 0
+        while ended < len(socks):
+            for completion in port.dequeue_many(timeout=15):
+                total += len(completion.result())
+                ended += not completion.more
+        for sock, _ in socks:
+            sock.close()
+        settle(port)
+        release_kept()
+        return total
+
+    burst()
+    before = resident()
+    for _ in range(5):
+        assert burst() > 200 * 65536
+    grown = (resident() - before) // MEBIBYTE
+    assert grown <= 16, f"{grown} MiB more are resident"
+    port.close()
+""",
+        backend,
+    )
+
+
+@linux_only
+def test_connections_that_come_and_go_for_long_leave_nothing(backend: str) -> None:
+    check_python(
+        MEMORY
+        + """
+    from support import dial, listening
+    import errno
+    chance = random.Random(33)
+    listener, address = listening(port)
+    listener.accept(multishot=True)
+
+    def come_and_go(count):
+        for _ in range(count):
+            client = socket.create_connection(address)
+            accepted = one(port).accepted
+            port.associate(accepted, object())
+            accepted.recv(multishot=True)
+            accepted.recv_into(bytearray(100))
+            way = chance.randrange(5)
+            if way == 0:  # closed by us with everything in flight
+                accepted.send(bytes(300_000))
+                accepted.close()
+            elif way == 1:  # the client leaves
+                client.send(b"bye")
+                client.close()
+                while True:
+                    completion = one(port)
+                    if not completion.more and not completion.data:
+                        break
+                accepted.close()
+            elif way == 2:  # the client resets with a send under way
+                accepted.send(bytes(1 << 20), quiet=True)
+                reset(client)
+                one(port)
+                accepted.close(flush=True)
+            elif way == 3:
+                accepted.cancel()
+                accepted.close()
+            else:
+                accepted.send(b"done", quiet=True)
+                accepted.close(flush=True)
+                assert client.recv(10) == b"done"
+            client.close()
+            settle(port, 0)
+        settle(port)
+
+    come_and_go(300)
+    before, open_before = resident(), descriptors()
+    come_and_go(2000)
+    grown = resident() - before
+    assert grown < 4 * MEBIBYTE, f"{grown // 1024} KiB for 2000 connections"
+    assert descriptors() <= open_before
+    assert port.in_flight == 1
+    listener.close()
+    port.close()
+""",
+        backend,
+    )
+
+
+@linux_only
+def test_ports_that_open_and_close_for_long_leave_nothing(backend: str) -> None:
+    check_python(
+        MEMORY
+        + """
+    def open_and_close(count):
+        for _ in range(count):
+            with an.CompletionPort() as other:
+                sock, peer = pair(other, small=True)
+                sock.recv(multishot=True)
+                sock.send(bytes(1 << 18), quiet=True)
+                other.post("never dequeued")
+                peer.send(b"never dequeued")
+                other.dequeue(0)
+            release_kept()
+
+    open_and_close(50)
+    before, open_before = resident(), descriptors()
+    open_and_close(400)
+    grown = resident() - before
+    assert grown < 4 * MEBIBYTE, f"{grown // 1024} KiB for 400 ports"
+    assert descriptors() <= open_before
+    port.close()
+""",
+        backend,
+    )

@@ -1,0 +1,78 @@
+"""Runs the test suite against the installed package and ends with the counts for each backend.
+
+    python tools/run_tests.py [--installed] [ARGUMENT OF PYTEST ...]
+
+Paths among the arguments count from the project's root. With ``--installed`` it refuses to run if
+``asyncio_native`` comes from anywhere but this interpreter's own site-packages (an editable
+install, a folder on PYTHONPATH).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+TOOLS = Path(__file__).resolve().parent
+ROOT = TOOLS.parent
+
+# A checkout holds the package's sources without the compiled extension: they must hide the
+# installed package neither here nor in the programs that tests start.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (TOOLS, ROOT)]
+os.environ["PYTHONSAFEPATH"] = "1"
+
+import asyncio_native  # noqa: E402
+import pytest  # noqa: E402
+
+
+class BackendCounts:
+    """A pytest plugin: how many tests of each backend passed, failed and were skipped."""
+
+    def __init__(self) -> None:
+        self._backend_of: dict[str, str] = {}
+        self._counts: dict[str, Counter[str]] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Remembers the backend of each test that is going to run."""
+        for item in session.items:
+            parameters = getattr(item, "callspec", None)
+            backend = parameters.params.get("backend", "") if parameters else ""
+            self._backend_of[item.nodeid] = backend
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Counts a test by its call, or by its set-up or tear-down where that decides."""
+        if report.when != "call" and report.passed:
+            return
+        counts = self._counts.setdefault(self._backend_of.get(report.nodeid, ""), Counter())
+        outcome: str = report.outcome
+        if hasattr(report, "wasxfail"):
+            outcome = "expected to fail"
+        elif report.failed and report.when != "call":
+            outcome = "errors"
+        counts[outcome] += 1
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Prints a line for each backend."""
+        terminalreporter.section("counts for each backend")
+        for backend in sorted(self._counts, key=lambda name: (not name, name)):
+            counts = self._counts[backend]
+            shown = ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items()))
+            terminalreporter.write_line(f"{backend or 'without a backend'}: {shown}")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs pytest and returns its exit status."""
+    package = Path(asyncio_native.__file__).resolve().parent
+    if "--installed" in arguments:
+        arguments = [argument for argument in arguments if argument != "--installed"]
+        if not package.is_relative_to(Path(sys.prefix).resolve()):
+            print(f"asyncio_native is not installed in {sys.prefix}: it is {package}")
+            return 2
+    print(f"asyncio_native of {package}", flush=True)
+    os.chdir(ROOT)
+    return int(pytest.main(arguments, plugins=[BackendCounts()]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
