@@ -21,10 +21,12 @@ choose. There are no callbacks::
                 port.associate(c.accepted)
                 c.accepted.recv(multishot=True, pause_above=1 << 20)
 
-The C interface below it is documented in csrc/include/asyncio_native.h.
+The C interface below it is documented in the header asyncio_native.h; see `get_include`.
 """
 
 from __future__ import annotations
+
+from pathlib import Path as _Path
 
 from ._backends import Backend, backends
 from ._completion import Completion
@@ -73,12 +75,19 @@ __all__ = [
     "__version__",
     "backends",
     "binding",
+    "get_include",
 ]
 
 __version__: str = _ffi.string(_lib.an_version()).decode()
 
 binding = "cffi"
 """How Python calls the C library."""
+
+
+def get_include() -> str:
+    """The folder of the public C header `asyncio_native.h`, for a compiler's -I."""
+    return str(_Path(__file__).parent / "include")
+
 
 for _public in (
     AsyncSocket,

@@ -84,7 +84,7 @@ def _encode_ip(family: int, address: Any, parts: tuple[int, ...]) -> Any:
     scope = integer(scope, "scope_id", 0, _SCOPE_MAX)
     numeric = host
     if not host:
-        numeric = "0.0.0.0" if family == _AF_INET else "::"  # noqa: S104 (as in the stdlib)
+        numeric = "0.0.0.0" if family == _AF_INET else "::"
     elif host == "<broadcast>" and family == _AF_INET:
         numeric = "255.255.255.255"
     encoded = ffi.new(_ADDRESS)
@@ -116,13 +116,15 @@ def _encode_path(address: Any) -> Any:
 
 
 def decode(family: int, pointer: int) -> Any:
-    """The `an_address` at that memory address as the stdlib shows it; '' when it is empty.
+    """The `an_address` at that memory address as the stdlib shows it; None when it is empty.
 
     The two IP families are read from sockaddr_in and sockaddr_in6 here, whose fields behind the
     family stand at the same places on every system: each datagram and connection brings one.
     """
     start = pointer + _STORAGE
     length = int.from_bytes(memory[pointer + _LENGTH : pointer + _LENGTH + 4], sys.byteorder)
+    if not length:
+        return None
     if family == _AF_INET and length >= 16:
         raw: bytes = memory[start : start + 8]
         return socket.inet_ntoa(raw[4:8]), raw[2] << 8 | raw[3]
@@ -134,7 +136,7 @@ def decode(family: int, pointer: int) -> Any:
     if family == _AF_UNIX:
         return _decode_path(pointer)
     raw = memory[start : start + length]
-    return raw or ""
+    return raw
 
 
 def _decode_path(pointer: int) -> str | bytes:

@@ -20,13 +20,14 @@ _LONGEST_SECONDS = LONGEST_NS / 1e9
 _from_buffer: Callable[..., Any] = ffi.from_buffer
 
 
-def nanoseconds(seconds: float, name: str = "timeout") -> int:
+def nanoseconds(seconds: Any, name: str = "timeout") -> int:
     """A time in seconds, 0 or more, as nanoseconds: rounded up, `LONGEST_NS` at most."""
     if not isinstance(seconds, (int, float)):
         seconds = _number(seconds, name)
     if not seconds >= 0:  # so written, it holds for NaN too
         raise ValueError(f"{name} must be 0 or more seconds, not {seconds!r}")
-    return LONGEST_NS if seconds >= _LONGEST_SECONDS else ceil(seconds * 1e9)
+    wait_ns: int = LONGEST_NS if seconds >= _LONGEST_SECONDS else ceil(seconds * 1e9)
+    return wait_ns
 
 
 def _number(value: Any, name: str) -> float:

@@ -11,13 +11,14 @@ knows how far it is:
   of a batch is taken up later.
 
 A batch belongs to one call at a time. When an exception ends that call, the batch goes to the
-port's deque of abandoned batches, from which the next call takes it up.
+port's deque of abandoned ones, from which the next call takes it up before it dequeues more.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from typing import TYPE_CHECKING
 
 from ._address import decode as decode_address
 from ._completion import Completion
@@ -40,7 +41,17 @@ _TRUNCATED = lib.AN_TRUNCATED
 #: One `an_completion`. Reading all fields of an entry at once costs as much as two through cffi.
 _ENTRY = struct.Struct("@PPPPPPQiHHP")
 _ENTRY_FIELDS = (
-    "operation socket state data accepted address transferred error kind flags reserved".split()
+    "operation",
+    "socket",
+    "state",
+    "data",
+    "accepted",
+    "address",
+    "transferred",
+    "error",
+    "kind",
+    "flags",
+    "reserved",
 )
 _ENTRY_SIZE = _ENTRY.size
 
@@ -75,6 +86,7 @@ class Batch:
         "done",
         "flushes",
         "hidden",
+        "lingering",
         "memory",
         "operations",
         "slice_ns",
@@ -97,9 +109,10 @@ class Batch:
         self.operations = port._operations
         self.flushes = port._flushes
         self.sockets = port._sockets
+        self.lingering = port._lingering
 
     def finish(self) -> list[Completion | None]:
-        """Decodes all entries, as far as that is not done yet, gives them back and returns `done`."""
+        """Decodes the entries that are not decoded yet, gives all back and returns `done`."""
         count: int = self.count[0]
         if count:
             self._decode(count)
@@ -178,6 +191,8 @@ class Batch:
             return
         reference = self.sockets.get(socket_key)
         sock = reference() if reference is not None else None
+        if sock is None:
+            sock = self.lingering.get(socket_key)
         completion = Completion()
         completion.operation = None
         completion.kind = _kind(kind)
@@ -191,11 +206,21 @@ class Batch:
         completion.truncated = False
         completion.more = False
         self.done.append(completion)
+        self._reported(socket_key)
+
+    def _reported(self, socket_key: int) -> None:
+        """A dropped socket that was kept to have its failure reported need not be kept any more."""
+        sock = self.lingering.get(socket_key)
+        if sock is not None and not lib.an_socket_unreported(sock._handle):
+            self.lingering.pop(socket_key, None)
 
     def _settle(self, position: int) -> None:
         """Does what follows the commit of an entry, as far as that was not done."""
         completion = self.done[position]
         entry = _ENTRY.unpack_from(self.memory, position * _ENTRY_SIZE)
+        if not entry[0]:
+            self._reported(entry[1])
+            return
         operation = self.current
         if operation is None or operation._key != entry[0]:
             return  # the next entry's operation: this one's entry had been settled before
@@ -211,16 +236,12 @@ class Batch:
 
 
 class Remainder:
-    """Completions of an abandoned batch for which the call that took it up had no room."""
+    """Completions of an abandoned batch, on their way to the user."""
 
-    __slots__ = ("done",)
+    __slots__ = ("completions",)
 
     def __init__(self, done: list[Completion | None]) -> None:
-        self.done = done
-
-    def finish(self) -> list[Completion | None]:
-        """As `Batch.finish`; here all is decoded."""
-        return self.done
+        self.completions = deque(item for item in done if item is not None)
 
 
 def _kind(number: int) -> OperationKind:

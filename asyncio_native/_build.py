@@ -4,8 +4,8 @@ The declarations are the part of csrc/include/asyncio_native.h between its two m
 they are written once. The C core is compiled into the same extension. It runs at build time, from
 the project's root, and is not imported by the package.
 
-Environment: CFLAGS and LDFLAGS as usual; ASYNCIO_NATIVE_SANITIZE=address,undefined builds with these
-sanitizers of gcc and clang, with assertions, for debugging.
+Environment: CFLAGS and LDFLAGS as usual; ASYNCIO_NATIVE_SANITIZE=address,undefined builds with
+these sanitizers of gcc and clang, and with assertions, for debugging.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from time import monotonic_ns
-from types import TracebackType
 from typing import Any, Self
 
 from ._arguments import LONGEST_NS, integer, nanoseconds, timeout_ns
@@ -70,6 +69,7 @@ class CompletionPort:
         "_abandoned",
         "_flushes",
         "_handle",
+        "_lingering",
         "_local",
         "_main_thread",
         "_operations",
@@ -89,6 +89,8 @@ class CompletionPort:
         self._flushes: dict[int, Operation] = {}
         # Sockets that have sent quietly, by the address of their handle.
         self._sockets: dict[int, weakref.ref[AsyncSocket]] = {}
+        # Sockets that were dropped while the failure of their quiet sends was queued.
+        self._lingering: dict[int, AsyncSocket] = {}
         # Batches whose call ended by an exception, see _batch.
         self._abandoned: deque[Batch | Remainder] = deque()
         self._local = _ThreadLocal()
@@ -183,7 +185,7 @@ class CompletionPort:
         return completions[0] if completions else None
 
     def dequeue_many(self, max_count: int = 256, timeout: float | None = None) -> list[Completion]:
-        """Waits for completions, and returns 1 to `max_count` of those that are there; see `dequeue`.
+        """Waits for completions, and returns 1 to `max_count` of them; see `dequeue`.
 
         Returns an empty list at the timeout. No more than 4096 are returned at once.
         """
@@ -201,9 +203,12 @@ class CompletionPort:
         done: list[Any] = batch.done
         count = batch.count
         try:
-            if self._abandoned and (taken := self._take_up(limit)):
-                local.batch = batch
-                return taken
+            while self._abandoned:
+                self._take_up(limit, done)
+                if done:
+                    batch.done = []
+                    local.batch = batch
+                    return done
             slice_ns = batch.slice_ns
             deadline_ns = monotonic_ns() + wait_ns if wait_ns > 0 else 0
             while True:
@@ -235,7 +240,7 @@ class CompletionPort:
             if count[0] or done:
                 batch.done = done
                 local.batch = None
-                self._abandoned.append(batch)
+                self._abandoned.appendleft(batch)
             else:
                 local.batch = batch
             raise
@@ -245,11 +250,11 @@ class CompletionPort:
         on_main_thread = threading.get_ident() == self._main_thread
         return Batch(self, capacity, _SLICE_NS if on_main_thread else _FOREVER_NS)
 
-    def _take_up(self, limit: int) -> list[Completion]:
-        """Up to `limit` completions that a call ended by an exception had left behind.
+    def _take_up(self, limit: int, done: list[Any]) -> None:
+        """Moves up to `limit` completions that an interrupted call left behind into `done`.
 
-        Moving from the deque to the list is one C call, `extend`, so that no signal handler can
-        run in between: what was left behind is at each moment in exactly one of them.
+        Each move is one C call, `extend` with an iterator that pops: a signal handler that raises
+        finds them in one place or the other, never in none and never in both.
         """
         abandoned = self._abandoned
         mine: list[Batch | Remainder] = []
@@ -257,13 +262,17 @@ class CompletionPort:
             try:
                 mine.extend(islice(iter(abandoned.popleft, None), 1))
             except IndexError:
-                return []  # another thread was faster
-            done = [item for item in mine[0].finish() if item is not None]
-            if len(done) > limit:
-                mine[:] = [Remainder([*done[:limit]]), Remainder([*done[limit:]])]
-                abandoned.extendleft(islice(iter(mine.pop, None), 1))
-            return done[:limit]
+                return  # another thread was faster
+            left = mine[0]
+            if isinstance(left, Batch):
+                left = Remainder(left.finish())
+                mine[0] = left
+            completions = left.completions
+            done.extend(islice(iter(completions.popleft, None), min(limit, len(completions))))
+            if completions:
+                abandoned.extendleft(mine)
         except BaseException:
+            # Perhaps once more than needed; it is harmless when it is empty.
             abandoned.extendleft(mine)
             raise
 
@@ -291,8 +300,8 @@ class CompletionPort:
     def close(self) -> None:
         """Closes the port and its sockets, cancels what is in flight, and releases all.
 
-        Returns when no buffer can be touched any more. What is queued is discarded. Blocked dequeues
-        raise `PortClosedError`. Idempotent.
+        Returns when no buffer can be touched any more. What is queued is discarded. Blocked
+        dequeues raise `PortClosedError`. Idempotent.
         """
         lib.an_port_close(self._handle)
         self._let_go()
@@ -304,24 +313,21 @@ class CompletionPort:
         for operation in list(operations.values()):
             operation._buffer = None
         self._flushes.clear()
+        self._lingering.clear()
         while True:
             try:
                 batch = self._abandoned.popleft()
             except IndexError:
                 return
-            for completion in batch.finish():
-                if completion is not None and completion.accepted is not None:
+            left = Remainder(batch.finish()) if isinstance(batch, Batch) else batch
+            for completion in left.completions:
+                if completion.accepted is not None:
                     completion.accepted.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -334,8 +340,8 @@ class CompletionPort:
         _lib: Any = lib,
         _warn: Callable[..., None] = warnings.warn,
     ) -> None:
-        # Finalizers run before garbage collection clears anything: after this, the C library touches
-        # neither operations nor buffers any more, and they may go in any order.
+        # Finalizers run before garbage collection clears anything: after this, the C library
+        # touches neither operations nor buffers any more, and they may go in any order.
         try:
             handle = self._handle
         except AttributeError:

@@ -6,7 +6,6 @@ import socket as stdlib
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, overload
 
 from ._address import Address, AddressSlot, encode
@@ -69,11 +68,12 @@ class AsyncSocket:
     `CompletionPort.associate`. Each returns an `Operation` at once, and its completion comes
     through the port. Any thread may call anything at any time.
 
-    family, type, proto: as for `socket.socket`; socket(2). Raises `OSError` when the system refuses.
+    family, type, proto: as for `socket.socket`, the system's numbers for socket(2). Raises
+    `OSError` when the system refuses.
 
     It is a context manager, which closes it. One that is dropped without `close` is closed with a
-    `ResourceWarning` (what was sent quietly still goes out); with operations in flight it is kept by
-    its port until they are done.
+    `ResourceWarning` (what was sent quietly still goes out); with operations in flight it is kept
+    by its port until they are done.
 
     Misuse raises: `PortClosedError` after its port was closed and in a forked child, `OSError` with
     EBADF after its own close, `ValueError` when it is not associated, for a value out of range and
@@ -94,7 +94,7 @@ class AsyncSocket:
     def __init__(
         self,
         family: int = stdlib.AF_INET,
-        type: int = stdlib.SOCK_STREAM,  # noqa: A002 (the stdlib's name)
+        type: int = stdlib.SOCK_STREAM,
         proto: int = 0,
     ) -> None:
         _number_arguments(family=family, type=type, proto=proto)
@@ -154,15 +154,21 @@ class AsyncSocket:
     # -- synchronous ------------------------------------------------------------------------------
 
     def bind(self, address: Address) -> None:
-        """bind(2): `(host, port)` with a numeric host, '' for any; a path for AF_UNIX."""
+        """Sets its own address: `(host, port)`, '' for any host; a path for AF_UNIX (bind(2))."""
         self._check(lib.an_socket_bind(self._handle, encode(self._family, address)))
 
     def listen(self, backlog: int = BACKLOG) -> None:
-        """listen(2): `backlog` connections may wait to be accepted; the system has its own limit."""
+        """Begins to take connections (listen(2)).
+
+        backlog: connections that may wait to be accepted; the system has a limit of its own.
+        """
         self._check(lib.an_socket_listen(self._handle, _backlog(backlog)))
 
     def shutdown(self, how: int) -> None:
-        """shutdown(2) at once: `socket.SHUT_RD`, `SHUT_WR` or `SHUT_RDWR`. See `disconnect`."""
+        """Ends one or both directions at once (shutdown(2)); see also `disconnect`.
+
+        how: `socket.SHUT_RD`, `SHUT_WR` or `SHUT_RDWR`.
+        """
         self._check(lib.an_socket_shutdown(self._handle, integer(how, "how", 0, 2)))
 
     def fileno(self) -> int:
@@ -170,13 +176,13 @@ class AsyncSocket:
         return lib.an_socket_descriptor(self._handle)
 
     def getsockname(self) -> Any:
-        """getsockname(2): its own address, as the stdlib shows it."""
+        """Its own address, as the stdlib shows it (getsockname(2))."""
         slot = AddressSlot()
         self._check(lib.an_socket_local_address(self._handle, slot.pointer))
         return slot.decode(self._family)
 
     def getpeername(self) -> Any:
-        """getpeername(2): the peer's address, as the stdlib shows it."""
+        """The peer's address, as the stdlib shows it (getpeername(2))."""
         slot = AddressSlot()
         self._check(lib.an_socket_peer_address(self._handle, slot.pointer))
         return slot.decode(self._family)
@@ -184,7 +190,10 @@ class AsyncSocket:
     def setsockopt(
         self, level: int, optname: int, value: int | Buffer | None, optlen: int | None = None
     ) -> None:
-        """setsockopt(2): an integer, bytes, or None with a length `optlen`; as in `socket`."""
+        """Sets an option, as in `socket` (setsockopt(2)).
+
+        value: an integer, bytes, or None with a length `optlen`.
+        """
         _number_arguments(level=level, optname=optname)
         if value is None:
             size = integer(optlen, "optlen", 0, 2**31 - 1)
@@ -202,7 +211,10 @@ class AsyncSocket:
     @overload
     def getsockopt(self, level: int, optname: int, buflen: int) -> bytes: ...
     def getsockopt(self, level: int, optname: int, buflen: int = 0) -> int | bytes:
-        """getsockopt(2): an integer, or with `buflen` at most that many bytes; as in `socket`."""
+        """An option's value, as in `socket` (getsockopt(2)).
+
+        Returns an integer; with `buflen` at most that many bytes.
+        """
         _number_arguments(level=level, optname=optname)
         size = integer(buflen, "buflen", 0, _OPTION_SIZE_MAX)
         value = ffi.new(_CHARS, size) if size else ffi.new(_INT)
@@ -278,12 +290,12 @@ class AsyncSocket:
     # -- overlapped -------------------------------------------------------------------------------
 
     def accept(self, *, multishot: bool = False, timeout: float | None = None) -> Operation:
-        """accept4(2), AcceptEx: completes with a connection in `accepted` and its `address`.
+        """Completes with a connection in `accepted` and its `address` (accept4(2), AcceptEx).
 
         multishot: goes on, with one completion for each connection. Running out of descriptors is a
         completion with `more`, and accepting goes on by itself when there are some again.
-        timeout: seconds, after which it completes with `TimeoutError`; for a multishot, when nothing
-        came for that long.
+        timeout: seconds, after which it completes with `TimeoutError`; for a multishot, when
+        nothing came for that long.
         """
         wait_ns = timeout_ns(timeout)
         flags = _MULTISHOT if multishot else 0
@@ -295,7 +307,7 @@ class AsyncSocket:
         return operation
 
     def connect(self, address: Address, *, timeout: float | None = None) -> Operation:
-        """connect(2), ConnectEx: completes when connected or failed.
+        """Completes when connected or failed (connect(2), ConnectEx).
 
         address: with a numeric host. timeout: seconds.
         """
@@ -317,10 +329,10 @@ class AsyncSocket:
         pause_above: int | None = None,
         timeout: float | None = None,
     ) -> Operation:
-        """recv(2): completes when at least one byte is there, with `data`; b"" at the end.
+        """Completes when at least one byte is there, with `data`; b"" at the end of the stream.
 
-        No memory is tied to it while nothing comes: the port lends a buffer when data is there. On a
-        datagram socket (connected) b"" is an empty datagram.
+        No memory is tied to it while nothing comes: the port lends a buffer when data is there. On
+        a datagram socket, which must be connected, b"" is an empty datagram. As recv(2).
 
         max_bytes: the most that one completion carries. multishot: goes on until the end, an
         error or a cancel. pause_above: the multishot receives nothing while `unsent` is over that
@@ -340,7 +352,7 @@ class AsyncSocket:
         return operation
 
     def recv_into(self, buffer: Buffer, *, timeout: float | None = None) -> Operation:
-        """recv(2) into the caller's memory: completes as `recv`, with the count in `transferred`.
+        """As `recv`, but into the caller's memory, with the count in `transferred` (recv(2)).
 
         buffer: writable, contiguous, not empty; it must not be resized until the completion is
         dequeued (a `bytearray` raises `BufferError` then). timeout: seconds.
@@ -360,9 +372,9 @@ class AsyncSocket:
     def recvfrom(
         self, max_bytes: int = 65536, *, multishot: bool = False, timeout: float | None = None
     ) -> Operation:
-        """recvfrom(2): completes with a datagram in `data`, its sender's `address`, `truncated`.
+        """Completes with a datagram in `data`, its sender's `address`, and `truncated`.
 
-        max_bytes: a longer datagram is cut to it. multishot: one completion for each datagram.
+        As recvfrom(2). max_bytes: a longer datagram is cut to it. multishot: one for each datagram.
         timeout: seconds; for a multishot, without any. Raises `ValueError` on a stream.
         """
         wait_ns = timeout_ns(timeout)
@@ -378,7 +390,7 @@ class AsyncSocket:
         return operation
 
     def recvfrom_into(self, buffer: Buffer, *, timeout: float | None = None) -> Operation:
-        """recvfrom(2) into the caller's memory: as `recvfrom`, with the count in `transferred`.
+        """As `recvfrom`, but into the caller's memory, with the count in `transferred`.
 
         buffer: as for `recv_into`. timeout: seconds.
         """
@@ -405,7 +417,7 @@ class AsyncSocket:
     def send(
         self, data: Buffer, *, quiet: bool = False, timeout: float | None = None
     ) -> Operation | None:
-        """send(2): completes when ALL bytes were handed to the system, or at a failure.
+        """Completes when ALL bytes were handed to the system, or at a failure (send(2)).
 
         `transferred` is the number of bytes handed over. On a stream `send(b"")` completes when all
         that was sent before it has been. The data is held, and must not change, until then.
@@ -457,7 +469,7 @@ class AsyncSocket:
     def sendv(
         self, buffers: Iterable[Buffer], *, quiet: bool = False, timeout: float | None = None
     ) -> Operation | None:
-        """sendmsg(2): sends several buffers as if they were joined; else as `send`.
+        """Sends several buffers as if they were joined, else as `send` (sendmsg(2)).
 
         On a datagram socket they are one datagram.
         """
@@ -467,7 +479,7 @@ class AsyncSocket:
         views: list[Any] = []
         try:
             for buffer in buffers:
-                views.append(readable(buffer))  # noqa: PERF401 (what was taken is released below)
+                views.append(readable(buffer))
             pieces = ffi.new(_BUFFERS, len(views))
             for piece, view in zip(pieces, views, strict=True):
                 piece.data = view
@@ -519,9 +531,9 @@ class AsyncSocket:
         quiet: bool = False,
         timeout: float | None = None,
     ) -> Operation | None:
-        """sendto(2): one datagram to an address with a numeric host; else as `send`.
+        """Sends one datagram to an address with a numeric host; else as `send`.
 
-        A quiet one fails as `SENDTO`. Raises `ValueError` on a stream.
+        As sendto(2). A quiet one fails as `SENDTO`. Raises `ValueError` on a stream.
         """
         wait_ns = _FOREVER_NS if timeout is None else timeout_ns(timeout)
         target = encode(self._family, address)
@@ -554,12 +566,12 @@ class AsyncSocket:
         *,
         timeout: float | None = None,
     ) -> Operation:
-        """sendfile(2), TransmitFile: sends bytes of an open file, no copy through Python.
+        """Sends bytes of an open file, with no copy through Python.
 
-        file: a file object or descriptor; the descriptor is duplicated, and the file's own position
-        neither used nor moved. offset: bytes from its start. count: bytes; None for up to its end.
-        Past the end it completes with what was there. timeout: seconds. Raises `ValueError` on a
-        datagram socket.
+        As sendfile(2) and TransmitFile do it. file: a file object or descriptor; the descriptor is
+        duplicated, and the file's own position neither used nor moved. offset: bytes from its
+        start. count: bytes; None for up to its end. Past the end it completes with what was there.
+        timeout: seconds. Raises `ValueError` on a datagram socket.
         """
         wait_ns = timeout_ns(timeout)
         start = integer(offset, "offset", 0)
@@ -575,10 +587,10 @@ class AsyncSocket:
         return operation
 
     def disconnect(self, *, timeout: float | None = None) -> Operation:
-        """shutdown(2) of the sending side, after what was sent before it has been handed over.
+        """Ends the sending side, after what was sent before it has been handed over.
 
-        The peer gets the end of the stream; receiving goes on. timeout: seconds. Raises `ValueError`
-        on a datagram socket.
+        The peer gets the end of the stream; receiving goes on. It is shutdown(2) at the right
+        moment. timeout: seconds. Raises `ValueError` on a datagram socket.
         """
         wait_ns = timeout_ns(timeout)
         operation = self._operation(DISCONNECT)
@@ -603,9 +615,11 @@ class AsyncSocket:
     # -- within -----------------------------------------------------------------------------------
 
     def _operation(self, kind: OperationKind, value: Any = None, held: Any = None) -> Operation:
-        """A new operation, not started. It goes into the port's dict just before the C call that
-        starts it, because another thread may dequeue its completion before that call returns; no
-        Python call may stand between the two, as a signal handler could raise there.
+        """A new operation, not started.
+
+        It goes into the port's dict just before the C call that starts it, because another thread
+        may dequeue its completion before that call returns; no Python call may stand between the
+        two, as a signal handler could raise there.
         """
         port = self._port
         if port is None:
@@ -663,12 +677,7 @@ class AsyncSocket:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -693,27 +702,42 @@ class AsyncSocket:
             return  # never opened
         closed = _lib.an_socket_is_closed(handle)
         text = "" if closed else f"unclosed {self!r}"
-        # No use of the handle after this line, also not by another finalizer that still finds us.
-        del self._handle
         port = self._port
         if port is not None and self._key:
-            # Before the handle is given back: its address may be another socket's soon.
-            port._sockets.pop(self._key, None)
-        if not closed and port is not None and self._key and _lib.an_socket_unsent(handle):
-            self._leave_flushing(handle, port)
+            if not port.closed and (
+                _lib.an_socket_unsent(handle) or _lib.an_socket_unreported(handle)
+            ):
+                self._linger(handle, port)
+            else:
+                # Before the handle is given back: its address may be another socket's soon.
+                port._sockets.pop(self._key, None)
+                # No use of the handle from here on, also by a finalizer that still finds us.
+                del self._handle
+                _lib.an_socket_free(handle, _FLUSH)
         else:
+            del self._handle
             _lib.an_socket_free(handle, _FLUSH)
         if text:
             _warn(text, ResourceWarning, stacklevel=2, source=self)
 
-    def _leave_flushing(self, handle: Any, port: CompletionPort) -> None:
-        """Gives the handle to a new object, which lives until what was sent quietly has gone out."""
-        heir = accepted_socket(self._family)
-        heir._state = self._state
-        heir._port = port
-        heir._handle = handle
-        heir._enlist()
-        heir.close(flush=True)
+    def _linger(self, handle: Any, port: CompletionPort) -> None:
+        """Keeps this object, which its last user has dropped, for a failure that may be reported.
+
+        Until its quiet sends have gone out, or the completion of their failure was dequeued. Python
+        does not finalize an object again, so that the handle frees itself from here on.
+        """
+        key = self._key
+        sockets = port._sockets
+
+        def give_back(handle: Any) -> None:
+            sockets.pop(key, None)
+            lib.an_socket_free(handle, _FLUSH)
+
+        self._handle = ffi.gc(handle, give_back)
+        self._enlist()  # garbage collection has cleared the weak reference
+        if lib.an_socket_unreported(handle):
+            port._lingering[key] = self
+        self.close(flush=True)
 
 
 def accepted_socket(family: int) -> AsyncSocket:

@@ -52,7 +52,7 @@ enum { AN_BACKEND_ROWS = 5 };
 
 extern const struct an_backend_row an_backend_rows[AN_BACKEND_ROWS];
 
-/* The row for a name from the user (NULL and "auto" included), or NULL. */
-const struct an_backend_row *an_backend_choose(const char *name);
+/* Gives a new port the backend of that name (NULL and "auto" included). AN_ENOTSUP, or the error of the system. */
+int an_backend_open(an_port *port, const char *name);
 
 #endif

@@ -24,12 +24,32 @@ const struct an_backend_row an_backend_rows[AN_BACKEND_ROWS] = {
     {"poll", &an_proactor, &poll_detail, ""},
 };
 
-static const struct an_backend_row *find(const char *name) {
+static int open_row(an_port *port, const struct an_backend_row *row) {
+    if (row->interface == NULL)
+        return AN_ENOTSUP;
+    port->name = row->name;
+    port->interface = row->interface;
+    return row->interface->open(&port->backend, port, row->detail);
+}
+
+/* The first that works; where none does, the error of the last. */
+static int open_fastest(an_port *port) {
+    int error = AN_ENOTSUP;
+    for (int i = 0; i < AN_BACKEND_ROWS && error != 0; i++)
+        error = open_row(port, &an_backend_rows[i]);
+    return error;
+}
+
+int an_backend_open(an_port *port, const char *name) {
+    if (name == NULL || strcmp(name, "auto") == 0)
+        name = getenv("ASYNCIO_NATIVE_BACKEND");
+    if (name == NULL || *name == '\0' || strcmp(name, "auto") == 0)
+        return open_fastest(port);
     for (int i = 0; i < AN_BACKEND_ROWS; i++) {
         if (strcmp(an_backend_rows[i].name, name) == 0)
-            return &an_backend_rows[i];
+            return open_row(port, &an_backend_rows[i]);
     }
-    return NULL;
+    return AN_ENOTSUP;
 }
 
 static const char *probe(const struct an_backend_row *row, char *reason) {
@@ -43,25 +63,6 @@ static const char *probe(const struct an_backend_row *row, char *reason) {
     else
         snprintf(reason, AN_REASON_SIZE, "refused by the system: %s", strerror(error));
     return error == 0 ? NULL : reason;
-}
-
-/* The first that works; where none does, the last one, whose error then tells. */
-static const struct an_backend_row *fastest(void) {
-    char reason[AN_REASON_SIZE];
-    for (int i = 0; i < AN_BACKEND_ROWS - 1; i++) {
-        if (probe(&an_backend_rows[i], reason) == NULL)
-            return &an_backend_rows[i];
-    }
-    return &an_backend_rows[AN_BACKEND_ROWS - 1];
-}
-
-const struct an_backend_row *an_backend_choose(const char *name) {
-    bool automatic = name == NULL || strcmp(name, "auto") == 0;
-    if (automatic)
-        name = getenv("ASYNCIO_NATIVE_BACKEND");
-    if (name == NULL || *name == '\0' || strcmp(name, "auto") == 0)
-        return fastest();
-    return find(name);
 }
 
 size_t an_backends(an_backend_description *descriptions, size_t capacity) {

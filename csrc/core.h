@@ -57,8 +57,8 @@ struct an_block {
 };
 
 enum {
-    AN_CHUNK_SIZE = 1 << 20,        /* four of the largest receives */
-    AN_RECEIVE_LARGEST = 256 << 10, /* on loopback 256 KiB move twice what 64 KiB do; more brings nothing */
+    AN_RECEIVE_LARGEST = 256 << 10,                 /* on loopback 256 KiB move twice what 64 KiB do; more brings nothing */
+    AN_CHUNK_SIZE = 4 * (AN_RECEIVE_LARGEST + 256), /* four of the largest receives with their headers */
     AN_CHUNKS_KEPT = 2              /* free chunks that stay for the next burst */
 };
 
@@ -97,10 +97,13 @@ struct an_timers {
     struct an_timer **heap;
     uint32_t count;
     uint32_t capacity;
+    uint32_t reserved; /* who may stand in it: each associated socket, each AN_TIMER pending */
 };
 
-/* False without memory. */
-bool an_timers_insert(struct an_timers *timers, struct an_timer *timer, int64_t due_ns);
+/* Reserves a place, so that putting a timer in cannot fail. False without memory. */
+bool an_timers_reserve(struct an_timers *timers);
+void an_timers_unreserve(struct an_timers *timers);
+void an_timers_insert(struct an_timers *timers, struct an_timer *timer, int64_t due_ns);
 void an_timers_remove(struct an_timers *timers, struct an_timer *timer);
 /* False unless `timer`, whose memory may be anything, is in the heap. */
 bool an_timers_contain(const struct an_timers *timers, const struct an_timer *timer);
@@ -192,6 +195,7 @@ struct an_socket {
     uint32_t references; /* atomic */
     uint64_t tag;        /* its events': generation and index of its slot in the port; constant while associated */
     an_port *port;       /* set once, by associate; holds a reference */
+    uint32_t unreported; /* atomic: failures of quiet sends in the queue */
     void *user_state;    /* atomic */
     an_descriptor descriptor;
     int family;
@@ -200,12 +204,14 @@ struct an_socket {
     uint32_t fork_count; /* of the time it was made, see os.h */
     uint8_t state;       /* enum socket_state */
     bool adopted;
+    bool accepted;
     bool listening;
     bool private_listener; /* associated with no fork in between: no other process serves it */
     bool ended;            /* the end of the stream was received: nothing unread can be left */
     bool broken;           /* a send broke off in the middle: later ones fail with AN_EPIPE */
     bool quiet_failed;     /* reported; later quiet sends are silent */
     bool hidden;           /* the last event said that a short receive may hide more (edge-triggered only) */
+    bool reported;         /* a level-triggered reactor said that there is something, and nothing was received since */
     bool on_ready;         /* in the port's ready list; port.lock */
     bool on_starved;       /* in the port's starved list; port.lock */
     bool throttled;        /* reads no further ahead until its records are dequeued; port.lock */
@@ -215,7 +221,7 @@ struct an_socket {
     uint64_t unsent;
     uint64_t bytes_received;
     uint64_t bytes_sent;
-    uint64_t ahead;          /* bytes queued and not dequeued; port.lock */
+    uint64_t ahead;            /* bytes queued and not dequeued; atomic, written under port.lock */
     an_socket *ready_next;   /* port.lock */
     an_socket *starved_next;   /* port.lock */
     an_socket *throttled_next; /* port.lock */
@@ -244,6 +250,13 @@ void an_socket_expire(an_socket *socket, int64_t now_ns);
 void an_socket_schedule(an_socket *socket, int64_t due_ns);
 
 /* ---- operations in a direction (operation.c); socket.lock held for all ------------------------------------------------- */
+
+/* The point in time `timeout_ns` after now_ns: AN_NEVER for a negative one, and never AN_NEVER for another. */
+static inline int64_t an_deadline(int64_t now_ns, int64_t timeout_ns) {
+    if (timeout_ns < 0)
+        return AN_NEVER;
+    return timeout_ns < AN_NEVER - now_ns ? now_ns + timeout_ns : AN_NEVER - 1;
+}
 
 void an_direction_append(struct an_direction *direction, struct operation *operation);
 void an_direction_remove(struct an_direction *direction, struct operation *operation);
@@ -290,7 +303,7 @@ struct an_port {
     struct an_record *head;
     struct an_record *tail;
     uint64_t queued;
-    uint64_t ahead; /* bytes queued and not dequeued, all sockets */
+    uint64_t ahead; /* bytes queued and not dequeued, all sockets; atomic */
 
     enum leader_state leader;
     uint32_t followers; /* threads that wait for `changed` */

@@ -81,11 +81,11 @@ void an_operation_complete(an_socket *socket, struct operation *operation, int e
 
 /* One completion for this quiet send, in no direction any more, and on a stream for all quiet ones that wait: their
  * bytes are lost together. Silent if the stream's failure was reported before. */
-static void report_quiet(an_socket *socket, struct operation *operation, int error) {
+static void report_quiet(an_socket *socket, struct operation *operation, struct operation *behind, int error) {
     uint64_t lost = an_operation_remaining(operation);
     if (an_os_is_stream(socket->type)) {
         struct operation *next;
-        for (struct operation *other = socket->transmit.head; other != NULL; other = next) {
+        for (struct operation *other = behind; other != NULL; other = next) {
             next = an_operation_next(other);
             if ((other->flags & OPERATION_QUIET) == 0)
                 continue;
@@ -109,7 +109,7 @@ static void fail_all_behind(an_socket *socket) {
         struct operation *operation = socket->transmit.head;
         an_direction_remove(&socket->transmit, operation);
         if ((operation->flags & OPERATION_QUIET) != 0)
-            report_quiet(socket, operation, AN_EPIPE);
+            report_quiet(socket, operation, socket->transmit.head, AN_EPIPE);
         else
             an_operation_complete_unlinked(socket, operation, AN_EPIPE);
     }
@@ -123,7 +123,7 @@ void an_operation_fail_send(an_socket *socket, struct operation *operation, int 
             socket->broken = true;
     }
     if (quiet)
-        report_quiet(socket, operation, error);
+        report_quiet(socket, operation, an_operation_next(operation), error);
     else
         an_operation_complete_unlinked(socket, operation, error);
     if (socket->broken)
@@ -204,16 +204,21 @@ static size_t cancel_all(an_socket *socket, struct an_direction *direction) {
     return count;
 }
 
+static bool breaks_stream(const an_socket *socket, const struct operation *operation) {
+    bool sends = is_send(operation) || operation->record.kind == AN_SENDFILE;
+    return sends && an_os_is_stream(socket->type) && an_operation_has_begun(operation);
+}
+
 /* A send that has begun breaks the stream, which must not turn those behind it from cancelled into failed: it ends
  * first, as it was started first, and the stream is called broken last. */
 static size_t cancel_sends(an_socket *socket) {
     struct operation *first = socket->transmit.head;
-    if (first == NULL || !an_operation_has_begun(first) || !an_os_is_stream(socket->type))
+    if (first == NULL || !breaks_stream(socket, first))
         return cancel_all(socket, &socket->transmit);
     bool quiet = (first->flags & OPERATION_QUIET) != 0;
     an_direction_remove(&socket->transmit, first);
     if (quiet)
-        report_quiet(socket, first, AN_ECANCELED);
+        report_quiet(socket, first, socket->transmit.head, AN_ECANCELED);
     else
         an_operation_complete_unlinked(socket, first, AN_ECANCELED);
     size_t count = (quiet ? 0 : 1) + cancel_all(socket, &socket->transmit);
@@ -248,7 +253,7 @@ static int set_paused(an_socket *socket, an_operation *wanted, bool paused) {
     } else {
         operation->flags &= ~(uint64_t)OPERATION_PAUSED;
         if (operation->timeout_ns >= 0) { /* silence counts from here on, not from before the pause */
-            operation->deadline_ns = an_clock() + operation->timeout_ns;
+            operation->deadline_ns = an_deadline(an_clock(), operation->timeout_ns);
             an_socket_schedule(socket, operation->deadline_ns);
         }
         settle(socket);

@@ -50,8 +50,8 @@ static void chunk_release(struct an_chunk *chunk) {
 }
 
 void an_pool_destroy(struct an_pool *pool) {
-    if (pool->current != NULL)
-        chunk_release(pool->current);
+    if (pool->current != NULL) /* nothing is lent any more; in a forked child the lock may be held for ever */
+        chunk_discard(pool->current);
     while (pool->free != NULL) {
         struct an_chunk *chunk = pool->free;
         pool->free = chunk->next;

@@ -58,15 +58,10 @@ int an_port_open(an_port **opened, const an_port_options *options) {
         options = &defaults;
     if (options->concurrency > 1 || (options->flags & ~(uint32_t)AN_PORT_INTERRUPTIBLE) != 0)
         return AN_EINVAL;
-    const struct an_backend_row *row = an_backend_choose(options->backend);
-    if (row == NULL || row->interface == NULL)
-        return AN_ENOTSUP;
     an_port *port = port_create(options);
     if (port == NULL)
         return AN_ENOMEM;
-    port->name = row->name;
-    port->interface = row->interface;
-    int error = row->interface->open(&port->backend, port, row->detail);
+    int error = an_backend_open(port, options->backend);
     if (error != 0) {
         an_port_drop(port);
         return error;
@@ -122,10 +117,10 @@ static void count_completion(an_port *port, const struct an_record *record) {
         port->counts.failed[record->kind]++;
 }
 
-/* What a record counts against the bounds of reading ahead: its bytes and its own room; an accepted connection much
- * more, as it holds a descriptor: some 180 of them for a listener. */
+/* What a record counts against the bounds of reading ahead, if it borrows from the pool: its bytes and its own room; an
+ * accepted connection much more, as it holds a descriptor: some 180 of them for a listener. */
 static uint64_t weight(const struct an_record *record) {
-    if (record->home != RECORD_IN_BLOCK)
+    if (record->socket == NULL || record->lent == NULL)
         return 0;
     return record->transferred + (record->accepted != NULL ? 4096 : sizeof(struct an_block));
 }
@@ -141,9 +136,11 @@ static void queue_locked(an_port *port, struct an_record *record) {
     count_completion(port, record);
     uint64_t bytes = weight(record);
     if (bytes != 0) {
-        port->ahead += bytes;
-        record->socket->ahead += bytes;
+        an_atomic_add64(&port->ahead, bytes);
+        an_atomic_add64(&record->socket->ahead, bytes);
     }
+    if (record->home == RECORD_IN_QUIET)
+        an_atomic_add32(&record->socket->unreported, 1);
     wake_for_completion(port);
 }
 
@@ -179,11 +176,16 @@ void an_port_make_ready(an_port *port, an_socket *socket) {
 
 /* ---- bounds of reading ahead --------------------------------------------------------------------------------------------- */
 
+/* Both counts grow in the leader alone, who asks: what it reads without the lock can only be too much. */
 bool an_port_throttles(an_port *port, an_socket *socket) {
+    const uint64_t of_socket = AN_AHEAD_OF_SOCKET - AN_RECEIVE_LARGEST;
+    const uint64_t of_port = AN_AHEAD_OF_PORT - AN_RECEIVE_LARGEST;
+    if (an_atomic_load64(&socket->ahead) <= of_socket && an_atomic_load64(&port->ahead) <= of_port)
+        return false;
     an_mutex_lock(&port->lock);
-    if (socket->ahead > AN_AHEAD_OF_SOCKET - AN_RECEIVE_LARGEST)
+    if (socket->ahead > of_socket)
         socket->throttled = true;
-    if (port->ahead > AN_AHEAD_OF_PORT - AN_RECEIVE_LARGEST && !socket->on_throttled) {
+    if (port->ahead > of_port && !socket->on_throttled) {
         socket->on_throttled = true;
         socket->throttled_next = port->throttled;
         port->throttled = socket;
@@ -200,8 +202,8 @@ static void relax(an_port *port, const struct an_record *record) {
     if (bytes == 0)
         return;
     an_socket *socket = record->socket;
-    socket->ahead -= bytes;
-    port->ahead -= bytes;
+    an_atomic_add64(&socket->ahead, 0 - bytes);
+    an_atomic_add64(&port->ahead, 0 - bytes);
     if (socket->throttled && socket->ahead <= AN_AHEAD_OF_SOCKET / 2) {
         socket->throttled = false;
         make_ready_locked(port, socket);
@@ -265,7 +267,7 @@ int an_port_enter(an_port *port, an_socket *socket) {
     an_mutex_lock(&port->lock);
     if (port->closed) {
         error = AN_EPORTCLOSED;
-    } else if (!grow_slots(port)) {
+    } else if (!grow_slots(port) || !an_timers_reserve(&port->timers)) {
         error = AN_ENOMEM;
     } else {
         uint32_t slot = take_slot(port);
@@ -289,6 +291,7 @@ void an_port_leave(an_port *port, an_socket *socket) {
     port->counts.gauge_sockets--;
     if (an_timers_contain(&port->timers, &socket->timer))
         an_timers_remove(&port->timers, &socket->timer);
+    an_timers_unreserve(&port->timers);
     an_mutex_unlock(&port->lock);
 }
 
@@ -318,10 +321,8 @@ void an_port_set_timer(an_port *port, struct an_timer *timer, int64_t due_ns) {
     an_mutex_lock(&port->lock);
     if (an_timers_contain(&port->timers, timer))
         an_timers_remove(&port->timers, timer);
-    /* Without memory the deadline is late: the leader, who never sleeps longer than the next one, finds no entry. A
-     * heap of pointers that cannot grow by 8 bytes leaves nothing better to do. */
-    if (an_timers_insert(&port->timers, timer, due_ns))
-        announce(port, due_ns);
+    an_timers_insert(&port->timers, timer, due_ns);
+    announce(port, due_ns);
     an_mutex_unlock(&port->lock);
 }
 
@@ -330,8 +331,7 @@ int an_port_timer(an_port *port, an_operation *public_operation, int64_t delay_n
         return AN_EPORTCLOSED;
     if (delay_ns < 0)
         return AN_EINVAL;
-    int64_t now_ns = an_clock();
-    int64_t due_ns = delay_ns < AN_NEVER - now_ns ? now_ns + delay_ns : AN_NEVER - 1;
+    int64_t due_ns = an_deadline(an_clock(), delay_ns);
     struct operation *operation = an_operation_private(public_operation);
     memset(operation, 0, sizeof *operation);
     operation->record = (struct an_record){.operation = public_operation, .lent = state, .kind = AN_TIMER};
@@ -340,9 +340,10 @@ int an_port_timer(an_port *port, an_operation *public_operation, int64_t delay_n
     an_mutex_lock(&port->lock);
     if (port->closed)
         error = AN_EPORTCLOSED;
-    else if (!an_timers_insert(&port->timers, &operation->more.timer, due_ns))
+    else if (!an_timers_reserve(&port->timers))
         error = AN_ENOMEM;
     else {
+        an_timers_insert(&port->timers, &operation->more.timer, due_ns);
         an_atomic_add64(&port->started[AN_TIMER], 1);
         announce(port, due_ns);
     }
@@ -359,6 +360,7 @@ int an_port_cancel(an_port *port, an_operation *public_operation, int32_t *cance
     an_mutex_lock(&port->lock);
     if (an_timers_contain(&port->timers, &operation->more.timer)) {
         an_timers_remove(&port->timers, &operation->more.timer);
+        an_timers_unreserve(&port->timers);
         operation->record.error = AN_ECANCELED;
         queue_locked(port, &operation->record);
         if (cancelled != NULL)
@@ -379,8 +381,11 @@ static an_socket *socket_of_timer(struct an_timer *timer) {
 static void expire(an_port *port, struct an_pass *pass) {
     struct an_timer *timer;
     an_socket **last = &pass->expired; /* in the order of time */
+    bool expired = false;
     while ((timer = an_timers_expire(&port->timers, port->now_ns)) != NULL) {
+        expired = true;
         if (timer->kind == TIMER_OF_OPERATION) {
+            an_timers_unreserve(&port->timers);
             queue_locked(port, &operation_of_timer(timer)->record);
             continue;
         }
@@ -390,7 +395,7 @@ static void expire(an_port *port, struct an_pass *pass) {
         *last = socket;
         last = &socket->expired_next;
     }
-    if (port->watched)
+    if (port->watched && expired)
         port->interface->alarm(port->backend, an_timers_next(&port->timers));
 }
 
@@ -401,10 +406,8 @@ void an_port_begin_pass(an_port *port, bool woken, struct an_pass *pass) {
     if (woken)
         port->wake_sent = false;
     pass->expired = NULL;
-    if (port->timers.count > 0) {
-        port->now_ns = an_clock();
-        expire(port, pass);
-    }
+    port->now_ns = an_clock();
+    expire(port, pass);
     pass->ready = port->ready_head;
     port->ready_head = port->ready_tail = NULL;
     for (an_socket *socket = pass->ready; socket != NULL; socket = socket->pass_next) {
@@ -492,6 +495,7 @@ static void take_first(an_port *port, an_completion *completion) {
     if (is_last(record))
         port->finished++;
     if (record->home == RECORD_IN_QUIET) {
+        an_atomic_add32(&record->socket->unreported, (uint32_t)-1);
         completion->operation = NULL;
         free(record); /* the first member of its operation */
     }
@@ -525,8 +529,8 @@ static int wait_for_batch(an_port *port, an_completion *completions, size_t max,
             int error = lead(port, port->head != NULL ? 0 : until_ns);
             if (port->head != NULL || port->closed)
                 continue;
-            if (error == AN_EINTR && (port->flags & AN_PORT_INTERRUPTIBLE) != 0)
-                return AN_EINTR;
+            if (error != 0 && (error != AN_EINTR || (port->flags & AN_PORT_INTERRUPTIBLE) != 0))
+                return error;
             if (is_over(until_ns))
                 return 0;
         } else {

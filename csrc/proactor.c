@@ -19,7 +19,7 @@
 #include "backend.h"
 #include "proactor.h"
 
-#include <assert.h>
+#include <errno.h>
 #include <stdlib.h>
 
 struct an_backend {
@@ -27,6 +27,7 @@ struct an_backend {
     const struct an_reactor_interface *interface;
     struct an_reactor *reactor;
     const struct an_reactor_interface *mirror_interface; /* NULL: the reactor has a descriptor itself, or none can be had */
+    bool mirror_filled;        /* port.lock */
     struct an_reactor *mirror; /* atomic; a second reactor that sees the same sockets, once somebody watches the port */
     struct an_reactor_report reports[AN_REPORTS]; /* leader */
     an_socket *sockets[AN_REPORTS];               /* leader */
@@ -37,6 +38,7 @@ enum { SHARE_STEPS = 16, SHARE_BYTES = 256 << 10, SHARE_ACCEPTS = 64 };
 
 enum {
     RETRY_STARVED_NS = 100000000, /* another process may give descriptors back, which no event tells */
+    RETRY_EMPTY_NS = 1000000,   /* a level-triggered reactor reports it, and nothing is there */
     RETRY_BACKLOG_NS = 2000000    /* a local listener makes room within a turn of its loop, which no event tells */
 };
 
@@ -55,6 +57,9 @@ static void await(struct an_backend *backend, an_socket *socket, struct an_direc
     direction->armed = true;
     uint32_t event = direction == &socket->receive ? REACTOR_RECEIVE : REACTOR_TRANSMIT;
     backend->interface->expect(backend->reactor, socket->tag, event);
+    struct an_reactor *mirror = mirror_of(backend);
+    if (mirror != NULL) /* what stands there already makes no further edge in it */
+        backend->mirror_interface->wake(mirror);
 }
 
 static enum step not_now(struct an_direction *direction) {
@@ -92,7 +97,7 @@ static void queue_more(an_socket *socket, struct operation *operation, struct an
     result.home = RECORD_IN_BLOCK;
     block->record = result;
     if (operation->timeout_ns >= 0)
-        operation->deadline_ns = socket->port->now_ns + operation->timeout_ns;
+        operation->deadline_ns = an_deadline(socket->port->now_ns, operation->timeout_ns);
     an_socket_hold(socket);
     an_port_queue(socket->port, &block->record);
 }
@@ -145,6 +150,7 @@ static enum step step_accept(an_socket *socket, struct operation *operation) {
         return accept_failed(socket, operation, error);
     }
     socket->receive.starved = false;
+    accepted->accepted = true;
     an_pool_take(pool, block, true, 0);
     if (is_multishot(operation)) {
         queue_more(socket, operation, block, (struct an_record){.accepted = accepted, .flags = RECORD_ADDRESS});
@@ -158,6 +164,8 @@ static enum step step_accept(an_socket *socket, struct operation *operation) {
 }
 
 static enum step receive_failed(an_socket *socket, struct operation *operation, int error) {
+    if (error == AN_EAGAIN && socket->reported && an_os_is_datagram(socket->type))
+        return retry_later(socket, &socket->receive, RETRY_EMPTY_NS); /* shut down, it is "readable" for ever */
     if (error == AN_EAGAIN)
         return not_now(&socket->receive);
     bool survives = an_os_is_datagram(socket->type) && error == AN_ECONNREFUSED && is_multishot(operation);
@@ -201,6 +209,7 @@ static enum step step_receive(struct an_backend *backend, an_socket *socket, str
     bool end = !datagram && received == 0;
     if (!end && received < size && short_means_empty(backend, socket))
         socket->receive.ready = false;
+    socket->reported = false;
     count_received(socket, received);
     *bytes += received;
     if (end) {
@@ -224,12 +233,17 @@ static enum step step_receive(struct an_backend *backend, an_socket *socket, str
 
 /* Whether the first receive must stand still although something may be there. */
 static bool stands_still(an_socket *socket, const struct operation *operation) {
+    const struct operation *first = socket->transmit.head;
+    if (first != NULL && first->record.kind == AN_CONNECT && (first->flags & OPERATION_BEGUN) != 0)
+        return true; /* a receive would take the error that the connect must tell */
     if (socket->receive.retry_ns != AN_NEVER || (operation->flags & OPERATION_PAUSED) != 0)
         return true;
-    if (!is_multishot(operation))
-        return false;
-    socket->receive.held = operation->record.kind == AN_RECV && socket->unsent > operation->to.pause_above;
-    return socket->receive.held || an_port_throttles(socket->port, socket);
+    socket->receive.held = is_multishot(operation) && operation->record.kind == AN_RECV &&
+                           socket->unsent > operation->to.pause_above;
+    if (socket->receive.held)
+        return true;
+    bool borrows = operation->record.kind == AN_ACCEPT || operation->at.buffer == NULL;
+    return borrows && an_port_throttles(socket->port, socket);
 }
 
 static void run_receive(struct an_backend *backend, an_socket *socket) {
@@ -412,6 +426,8 @@ static enum step connect_done(an_socket *socket, struct operation *operation, in
         socket->quiet_failed = false;
     }
     an_operation_complete(socket, operation, error);
+    if (socket->receive.head != NULL && socket->receive.ready)
+        an_port_make_ready(socket->port, socket); /* it stood still meanwhile */
     return STEP_ON;
 }
 
@@ -505,11 +521,20 @@ static void adapter_close(struct an_backend *backend) {
     free(backend);
 }
 
+/* Attaching and opening the mirror may meet: then it is there already. */
+static int add_to_mirror(struct an_backend *backend, struct an_reactor *mirror, const an_socket *socket) {
+    int error = backend->mirror_interface->add(mirror, socket->descriptor, socket->tag);
+    return error == EEXIST ? 0 : error;
+}
+
 static int adapter_attach(struct an_backend *backend, an_socket *socket) {
     int error = backend->interface->add(backend->reactor, socket->descriptor, socket->tag);
     struct an_reactor *mirror = mirror_of(backend);
-    if (error == 0 && mirror != NULL)
-        backend->mirror_interface->add(mirror, socket->descriptor, socket->tag); /* there already: as good */
+    if (error != 0 || mirror == NULL)
+        return error;
+    error = add_to_mirror(backend, mirror, socket);
+    if (error != 0)
+        backend->interface->remove(backend->reactor, socket->descriptor, socket->tag);
     return error;
 }
 
@@ -522,7 +547,6 @@ static void adapter_detach(struct an_backend *backend, an_socket *socket) {
 
 static void adapter_start(struct an_backend *backend, an_socket *socket, struct operation *operation) {
     struct an_direction *direction = an_direction_of(socket, operation->record.kind);
-    struct an_reactor *mirror = mirror_of(backend);
     if (direction->head != operation)
         return;
     if (direction == &socket->transmit)
@@ -531,8 +555,6 @@ static void adapter_start(struct an_backend *backend, an_socket *socket, struct 
         an_port_make_ready(socket->port, socket);
     else
         await(backend, socket, direction);
-    if (mirror != NULL) /* what the socket had before was no reason to report then, and is now */
-        backend->mirror_interface->wake(mirror);
 }
 
 static void adapter_proceed(struct an_backend *backend, an_socket *socket, struct an_direction *direction) {
@@ -558,12 +580,13 @@ static void handle_report(struct an_backend *backend, an_socket *socket, uint32_
     if ((events & REACTOR_RECEIVE) != 0) {
         socket->receive.ready = true;
         socket->receive.armed = false;
+        socket->hidden = (events & REACTOR_HIDDEN) != 0;
+        socket->reported = backend->interface->expect != NULL;
     }
     if ((events & REACTOR_TRANSMIT) != 0) {
         socket->transmit.ready = true;
         socket->transmit.armed = false;
     }
-    socket->hidden = (events & REACTOR_HIDDEN) != 0;
     run_both(backend, socket);
     an_mutex_unlock(&socket->lock);
 }
@@ -601,14 +624,15 @@ static int adapter_wait(struct an_backend *backend, int64_t until_ns) {
     struct an_reactor *mirror = mirror_of(backend);
     struct an_pass pass;
     size_t count = 0;
-    bool woken = false;
+    bool woken = false, mirror_woken = false;
     if (mirror != NULL) /* it only has to turn readable; what it saw until now is seen below as well */
-        backend->mirror_interface->wait(mirror, 0, backend->reports, &count, &woken);
+        backend->mirror_interface->wait(mirror, 0, backend->reports, &count, &mirror_woken);
     count = 0;
-    woken = false;
     int error = backend->interface->wait(backend->reactor, until_ns, backend->reports, &count, &woken);
+    if (mirror != NULL && count == AN_REPORTS)
+        backend->mirror_interface->wake(mirror); /* the reactor has more to tell than this pass takes */
     an_mutex_lock(&port->lock);
-    an_port_begin_pass(port, woken, &pass);
+    an_port_begin_pass(port, woken || mirror_woken, &pass);
     for (size_t i = 0; i < count; i++)
         backend->sockets[i] = an_port_find(port, backend->reports[i].tag);
     an_mutex_unlock(&port->lock);
@@ -623,32 +647,33 @@ static void adapter_wake(struct an_backend *backend) {
         backend->mirror_interface->wake(mirror);
 }
 
-static int open_mirror(struct an_backend *backend) {
-    struct an_reactor *mirror;
+/* Opens the mirror and shows it the sockets that are there; those that come later attach to it. port.lock held. */
+static int fill_mirror(struct an_backend *backend) {
     an_port *port = backend->port;
-    int error = backend->mirror_interface->open(&mirror);
-    if (error != 0)
-        return error;
-    an_atomic_store_pointer((void **)&backend->mirror, mirror);
-    for (uint32_t i = 0; i < port->slot_count; i++) {
+    int error = 0;
+    if (backend->mirror == NULL) {
+        struct an_reactor *mirror;
+        error = backend->mirror_interface->open(&mirror);
+        if (error != 0)
+            return error;
+        an_atomic_store_pointer((void **)&backend->mirror, mirror);
+    }
+    for (uint32_t i = 0; i < port->slot_count && error == 0; i++) {
         an_socket *socket = port->slots[i].socket; /* it must pass port.lock before its descriptor is closed */
         if (socket != NULL)
-            backend->mirror_interface->add(mirror, socket->descriptor, socket->tag);
+            error = add_to_mirror(backend, backend->mirror, socket);
     }
-    return 0;
+    backend->mirror_filled = error == 0;
+    return error;
 }
 
 static int adapter_watch(struct an_backend *backend, an_descriptor *descriptor) {
-    if (backend->interface->descriptor != NULL) {
-        *descriptor = backend->interface->descriptor(backend->reactor);
-        return 0;
-    }
+    if (backend->interface->descriptor != NULL)
+        return backend->interface->descriptor(backend->reactor, descriptor);
     if (backend->mirror_interface == NULL)
         return AN_ENOTSUP;
-    int error = mirror_of(backend) == NULL ? open_mirror(backend) : 0;
-    if (error == 0)
-        *descriptor = backend->mirror_interface->descriptor(backend->mirror);
-    return error;
+    int error = backend->mirror_filled ? 0 : fill_mirror(backend);
+    return error != 0 ? error : backend->mirror_interface->descriptor(backend->mirror, descriptor);
 }
 
 static void adapter_alarm(struct an_backend *backend, int64_t due_ns) {

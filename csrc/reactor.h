@@ -11,7 +11,7 @@
 enum reactor_event {
     REACTOR_RECEIVE = 1, /* a receive is worth a try */
     REACTOR_TRANSMIT = 2,
-    REACTOR_HIDDEN = 4 /* edge-triggered: an end, error or urgent byte may stand behind a receive that comes back short */
+    REACTOR_HIDDEN = 4 /* edge-triggered, with RECEIVE: an end, error or urgent byte may stand behind a receive that comes back short */
 };
 
 struct an_reactor_report {
@@ -42,9 +42,9 @@ struct an_reactor_interface {
     /* Ends a wait, also the next one if none is under way. Any thread. */
     void (*wake)(struct an_reactor *reactor);
     /* A descriptor that is readable while a wait would report something or be woken. NULL: has none. */
-    an_descriptor (*descriptor)(struct an_reactor *reactor);
-    /* That descriptor turns readable at due_ns as well (AN_NEVER: not), which ends a wait. With descriptor only. */
-    int (*alarm)(struct an_reactor *reactor, int64_t due_ns);
+    int (*descriptor)(struct an_reactor *reactor, an_descriptor *descriptor);
+    /* That descriptor turns readable at due_ns as well (AN_NEVER: not), which ends a wait. After descriptor only. */
+    void (*alarm)(struct an_reactor *reactor, int64_t due_ns);
 };
 
 extern const struct an_reactor_interface an_reactor_epoll;

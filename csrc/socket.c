@@ -44,8 +44,13 @@ an_socket *an_socket_create(an_descriptor descriptor, int family, int type, int 
     return socket;
 }
 
+/* Other types (SOCK_SEQPACKET) are connected and keep boundaries: neither half of the rules fits them. */
+static bool is_served(int type) { return an_os_is_stream(type) || an_os_is_datagram(type); }
+
 int an_socket_open(an_socket **opened, int family, int type, int protocol) {
     an_descriptor descriptor;
+    if (!is_served(type))
+        return AN_ENOTSUP;
     int error = an_os_open(family, type, protocol, &descriptor);
     if (error != 0)
         return error;
@@ -62,6 +67,8 @@ int an_socket_adopt(an_socket **adopted, an_descriptor descriptor) {
     if (socket == NULL)
         return AN_ENOMEM;
     int error = an_os_prepare(descriptor, &family, &type, &protocol);
+    if (error == 0 && !is_served(type))
+        error = AN_ENOTSUP;
     if (error != 0) {
         socket->state = SOCKET_CLOSED;
         an_socket_drop(socket);
@@ -117,7 +124,8 @@ int an_socket_detach(an_socket *socket, an_descriptor *descriptor) {
 static void tell_peer(an_socket *socket) {
     enum { RECEIVE_AND_SEND = 2 };
     bool shared = socket->adopted || socket->fork_count != an_fork_count();
-    if (socket->port == NULL || !shared || (socket->listening && !socket->private_listener))
+    bool ours = socket->port != NULL || socket->accepted;
+    if (!ours || !shared || (socket->listening && !socket->private_listener))
         return;
     an_os_shutdown(socket->descriptor, RECEIVE_AND_SEND);
 }
@@ -156,7 +164,8 @@ void an_socket_finish(an_socket *socket) {
 
 void an_socket_abort(an_socket *socket) {
     an_mutex_lock(&socket->lock);
-    an_socket_finish(socket);
+    if (socket->port != NULL) /* else its association has just failed, and it is the caller's still */
+        an_socket_finish(socket);
     an_mutex_unlock(&socket->lock);
 }
 
@@ -324,6 +333,8 @@ uint64_t an_socket_unsent(an_socket *socket) {
     return unsent;
 }
 
+uint32_t an_socket_unreported(const an_socket *socket) { return an_atomic_load32(&socket->unreported); }
+
 int an_socket_statistics_get(an_socket *socket, an_socket_statistics *statistics) {
     if (is_foreign(socket))
         return AN_EPORTCLOSED;
@@ -365,9 +376,7 @@ static void commit(an_socket *socket, struct operation *operation) {
 static void set_deadline(an_socket *socket, struct operation *operation) {
     if (operation->timeout_ns < 0)
         return;
-    int64_t now_ns = an_clock();
-    operation->deadline_ns =
-        operation->timeout_ns < AN_NEVER - now_ns ? now_ns + operation->timeout_ns : AN_NEVER - 1;
+    operation->deadline_ns = an_deadline(an_clock(), operation->timeout_ns);
     an_socket_schedule(socket, operation->deadline_ns);
 }
 
@@ -439,15 +448,29 @@ int an_socket_recvfrom(an_socket *socket, an_operation *operation, void *buffer,
 
 /* ---- sends ------------------------------------------------------------------------------------------------------------------------ */
 
-/* Memory of ours for a quiet send, with a copy of what has not gone out, and of the address. NULL without memory. */
-static struct operation *copy_quiet(const struct operation *draft) {
-    size_t remaining = (size_t)an_operation_remaining(draft);
-    bool addressed = draft->to.address != NULL;
-    size_t size = sizeof(struct operation) + (addressed ? sizeof(an_address) : 0) + remaining;
-    struct operation *operation = malloc(size);
+/* Memory of ours for a quiet send, with `room` bytes behind it. NULL without memory. */
+static struct operation *create_quiet(const struct operation *draft, size_t room) {
+    struct operation *operation = room < SIZE_MAX / 2 ? malloc(sizeof *operation + room) : NULL;
     if (operation == NULL)
         return NULL;
     *operation = *draft;
+    operation->length = an_operation_remaining(draft);
+    operation->flags = OPERATION_QUIET | (an_operation_has_begun(draft) ? OPERATION_BEGUN : 0);
+    operation->record.transferred = 0;
+    operation->record.home = RECORD_IN_QUIET;
+    operation->record.operation = NULL;
+    return operation;
+}
+
+/* One that holds a copy of what has not gone out, and of the address. */
+static struct operation *copy_quiet(const struct operation *draft) {
+    size_t remaining = (size_t)an_operation_remaining(draft);
+    bool addressed = draft->to.address != NULL;
+    if (remaining > SIZE_MAX / 4)
+        return NULL;
+    struct operation *operation = create_quiet(draft, (addressed ? sizeof(an_address) : 0) + remaining);
+    if (operation == NULL)
+        return NULL;
     char *room = (char *)(operation + 1);
     if (addressed) {
         memcpy(room, draft->to.address, sizeof(an_address));
@@ -466,11 +489,6 @@ static struct operation *copy_quiet(const struct operation *draft) {
         }
     }
     operation->at.data = room;
-    operation->length = remaining;
-    operation->flags = OPERATION_QUIET | (an_operation_has_begun(draft) ? OPERATION_BEGUN : 0);
-    operation->record.transferred = 0;
-    operation->record.home = RECORD_IN_QUIET;
-    operation->record.operation = NULL;
     return operation;
 }
 
@@ -483,7 +501,7 @@ static int lose_quiet(an_socket *socket, const struct operation *draft) {
 }
 
 static int start_quiet(an_socket *socket, struct operation *draft, enum attempt attempt, int error) {
-    struct operation *operation = copy_quiet(draft);
+    struct operation *operation = attempt == ATTEMPT_FAILED ? create_quiet(draft, 0) : copy_quiet(draft);
     if (operation == NULL)
         return lose_quiet(socket, draft);
     commit(socket, operation);
@@ -554,6 +572,12 @@ int an_socket_sendv(an_socket *socket, an_operation *memory, const an_buffer *bu
         return AN_EINVAL;
     if (an_os_is_datagram(socket->type) && count > AN_GATHER)
         return AN_EINVAL;
+    uint64_t length = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (buffers[i].length > SIZE_MAX / 2 - length)
+            return AN_EINVAL;
+        length += buffers[i].length;
+    }
     int error = lock_associated(socket);
     if (error != 0)
         return error;
@@ -561,8 +585,7 @@ int an_socket_sendv(an_socket *socket, an_operation *memory, const an_buffer *bu
     draft->flags |= OPERATION_VECTOR;
     draft->at.vector = buffers;
     draft->more.piece.count = (uint32_t)count;
-    for (size_t i = 0; i < count; i++)
-        draft->length += buffers[i].length;
+    draft->length = length;
     return start_send(socket, draft);
 }
 
@@ -632,11 +655,21 @@ void an_socket_schedule(an_socket *socket, int64_t due_ns) {
 
 static bool suspended(const struct operation *operation) { return (operation->flags & OPERATION_PAUSED) != 0; }
 
+/* Something came for a multishot that nobody dequeued yet: it is not the peer who is silent. (One that pause_above holds
+ * back goes on counting: there the peer does not read, and is ended as well.) */
+static bool has_undelivered(an_socket *socket, const struct operation *operation) {
+    return (operation->flags & OPERATION_MULTISHOT) != 0 && an_atomic_load64(&socket->ahead) > 0;
+}
+
 /* Ends one operation whose deadline passed; false when none has. Ending one may end others, so the list is walked anew. */
 static bool expire_one(an_socket *socket, struct an_direction *direction, int64_t now_ns) {
     for (struct operation *operation = direction->head; operation != NULL; operation = an_operation_next(operation)) {
         if (operation->deadline_ns > now_ns || suspended(operation))
             continue;
+        if (has_undelivered(socket, operation)) {
+            operation->deadline_ns = an_deadline(now_ns, operation->timeout_ns);
+            continue;
+        }
         an_operation_end(socket, operation, AN_ETIMEDOUT);
         return true;
     }
@@ -669,9 +702,9 @@ void an_socket_expire(an_socket *socket, int64_t now_ns) {
     an_mutex_lock(&socket->lock);
     socket->scheduled_ns = AN_NEVER;
     if (socket->state != SOCKET_CLOSED)
-        expire_direction(socket, &socket->receive, now_ns);
-    if (socket->state != SOCKET_CLOSED)
         expire_direction(socket, &socket->transmit, now_ns);
+    if (socket->state != SOCKET_CLOSED)
+        expire_direction(socket, &socket->receive, now_ns); /* last: a connect that ended may have held it */
     if (socket->state != SOCKET_CLOSED) {
         int64_t receive_ns = earliest(&socket->receive), transmit_ns = earliest(&socket->transmit);
         int64_t due_ns = receive_ns < transmit_ns ? receive_ns : transmit_ns;

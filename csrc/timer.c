@@ -6,6 +6,7 @@
  */
 #include "core.h"
 
+#include <assert.h>
 #include <stdlib.h>
 
 static void put(struct an_timers *timers, uint32_t index, struct an_timer *timer) {
@@ -39,24 +40,27 @@ static void sink(struct an_timers *timers, uint32_t index, struct an_timer *time
     put(timers, index, timer);
 }
 
-static bool make_room(struct an_timers *timers) {
-    if (timers->count < timers->capacity)
+bool an_timers_reserve(struct an_timers *timers) {
+    if (timers->reserved < timers->capacity) {
+        timers->reserved++;
         return true;
+    }
     uint32_t capacity = timers->capacity == 0 ? 64 : timers->capacity * 2;
     struct an_timer **heap = realloc(timers->heap, capacity * sizeof *heap);
     if (heap == NULL)
         return false;
     timers->heap = heap;
     timers->capacity = capacity;
+    timers->reserved++;
     return true;
 }
 
-bool an_timers_insert(struct an_timers *timers, struct an_timer *timer, int64_t due_ns) {
-    if (!make_room(timers))
-        return false;
+void an_timers_unreserve(struct an_timers *timers) { timers->reserved--; }
+
+void an_timers_insert(struct an_timers *timers, struct an_timer *timer, int64_t due_ns) {
+    assert(timers->count < timers->reserved);
     timer->due_ns = due_ns;
     rise(timers, timers->count++, timer);
-    return true;
 }
 
 void an_timers_remove(struct an_timers *timers, struct an_timer *timer) {

@@ -46,10 +46,13 @@ def pytest_configure(config: pytest.Config) -> None:
         "slow: takes over 2 seconds",
         "leaks_descriptors: may leave descriptors open",
         "posix: needs fork, signals or descriptors as POSIX has them",
+        "peers: needs servers and clients of other projects",
     ):
         config.addinivalue_line("markers", line)
     for line in (
         "error::ResourceWarning",
+        # A test's own sockets go with its frame, just before the fixture closes their port.
+        "ignore:unclosed <AsyncSocket:ResourceWarning",
         "error::pytest.PytestUnraisableExceptionWarning",
         "error::pytest.PytestUnhandledThreadExceptionWarning",
     ):

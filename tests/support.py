@@ -45,8 +45,9 @@ import asyncio_native as an
 #: Seconds that a helper waits before it fails. Slow instruments (sanitizers) may raise it.
 PATIENCE = float(os.environ.get("ASYNCIO_NATIVE_TEST_PATIENCE", "15"))
 
-#: Seconds in which an event that must not happen would have happened on loopback.
-QUIET_SECONDS = 0.05
+#: Seconds in which an event that must not happen would have happened on loopback: 0.03, and in
+#: proportion where the suite is told to be patient.
+QUIET_SECONDS = PATIENCE / 500
 
 FAMILIES = ("ipv4", "ipv6", "unix")
 
@@ -211,9 +212,9 @@ def socket_path(name: str = "s") -> str:
 
 def any_address(family: str) -> Any:
     """An address to bind to: a free port of the loopback, or a fresh path."""
-    return {"ipv4": lambda: ("127.0.0.1", 0), "ipv6": lambda: ("::1", 0), "unix": socket_path}[
-        family
-    ]()
+    if family == "unix":
+        return socket_path()
+    return ("127.0.0.1" if family == "ipv4" else "::1", 0)
 
 
 def stdlib_listener(family: str = "ipv4", backlog: int = 128) -> socket.socket:

@@ -78,7 +78,7 @@ def serve(mode, path, connection, board, backend):
 if __name__ == "__main__":
     mode, path, *arguments = sys.argv[1:]
     if mode == "two sources":
-        c10k.ephemeral_ports = lambda: 10
+        c10k.ephemeral_ports = lambda: 12
     parser = common.Parser()
     c10k.add_parser(parser.add_subparsers())
     chosen = parser.parse_args(["c10k", *arguments])
@@ -432,7 +432,7 @@ def test_there_are_never_more_processes_than_clients() -> None:
 def test_more_clients_than_an_address_has_ports_use_several_addresses() -> None:
     plan = plan_for("--clients", "100000")
     assert plan.clients == 100_000
-    assert plan.source_addresses == 4
+    assert plan.source_addresses == 7
     assert plan.reduced == ()
 
 

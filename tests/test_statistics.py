@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import asyncio_native as an
@@ -160,11 +160,13 @@ def test_gauges_show_the_moment(port: an.CompletionPort) -> None:
 def test_timers_and_deadlines_are_a_gauge(port: an.CompletionPort) -> None:
     sock, _ = pair(port)
     timer = port.timer(60)
-    receive = sock.recv(timeout=60)
-    assert port.statistics().gauge_timers == 2
+    assert port.statistics().gauge_timers == 1
+    sock.recv(timeout=60)
+    sock.recv(timeout=61)
+    assert 2 <= port.statistics().gauge_timers <= 3, "a socket may keep one for all its deadlines"
     timer.cancel()
-    receive.cancel()
-    drain(port, 2)
+    sock.close()
+    drain(port, 3)
     assert port.statistics().gauge_timers == 0
 
 
@@ -208,7 +210,8 @@ def test_accepted_connections_add_up(port: an.CompletionPort) -> None:
     listener.accept(multishot=True)
     for _ in range(5):
         dial(address)
-    for completion in drain(port, 5):
+    completions = drain(port, 5)
+    for completion in completions:
         assert completion.accepted is not None
         port.associate(completion.accepted)
     statistics = port.statistics()
@@ -228,8 +231,9 @@ def test_statistics_of_a_closed_port_can_be_read(backend: str) -> None:
 def test_each_field_is_documented() -> None:
     with an.CompletionPort() as port:
         kind = type(port.statistics())
-    source = inspect.getsource(kind)
+    sources = [path.read_text() for path in Path(an.__file__).parent.glob("*.py")]
+    [source] = [text for text in sources if f"class {kind.__name__}:" in text]
     for field in dataclasses.fields(kind):
-        declaration = source.index(f"    {field.name}: ")
+        declaration = source.index(f"\n    {field.name}: ") + 1
         following = source[declaration:].split("\n", 2)[1]
         assert following.strip().startswith('"""'), field.name

@@ -38,7 +38,6 @@ sock.bind(None)
 sock.close(True)
 sock.sendfile("name")
 sock.recv().cancelled
-port.dequeue_many()[0].kind = an.RECV
 port.dequeue_many()[0].accepted.recv()
 an.no_such_name
 """

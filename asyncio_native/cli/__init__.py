@@ -14,12 +14,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import backends, c10k, echo
+from . import backends, c10k, echo, proxy
 from .common import PROGRAM, CommandError, Parser, UsageError, error_text
 
 __all__ = ["main"]
 
-COMMANDS = (backends, echo, c10k)
+COMMANDS = (backends, echo, proxy, c10k)
 
 
 def _build_parser() -> Parser:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import multiprocessing.connection
 import signal
 import sys
@@ -19,6 +20,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TypeAlias, TypeVar
@@ -63,8 +65,12 @@ DESCRIPTORS_RESERVED = 64
 CONNECTING_TOP = 1024
 """Connections that may wait for the server at once, where the system's backlog allows more."""
 
-PORTS_USED_SHARE = 0.9
-"""Of one source address' ports; the others are left to what else runs on the machine."""
+PORTS_QUICK_SHARE = 0.5
+"""Of one source address' ports. Linux gives every second port first; the others it has to look for,
+and connecting slows down tenfold: then another address is taken where there is one."""
+
+PORTS_USABLE_SHARE = 0.9
+"""Of one source address' ports where there is no other; some are in use by what else runs."""
 
 PROCESSES_BY_DEFAULT = 4
 """More generate no more load than one server in Python can take."""
@@ -180,19 +186,18 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
         )
 
     ports = ephemeral_ports()
-    per_source = max(1, int(ports * PORTS_USED_SHARE))
-    sources = -(-clients // per_source)
-    if sources > loopback_addresses():
-        sources = loopback_addresses()
+    sources = min(loopback_addresses(), math.ceil(clients / (ports * PORTS_QUICK_SHARE)))
+    reachable = sources * max(1, int(ports * PORTS_USABLE_SHARE))
+    if clients > reachable:
         reduced.append(
-            f"{per_source * sources} clients instead of {clients}: {sources} loopback "
+            f"{reachable} clients instead of {clients}: {sources} loopback "
             f"{'address' if sources == 1 else 'addresses'} of {ports} local ports "
             "(widen it, on Linux with: sysctl -w net.ipv4.ip_local_port_range='1024 65535')"
         )
-        clients = per_source * sources
+        clients = reachable
 
     processes = arguments.processes or min(PROCESSES_BY_DEFAULT, max(1, processors() - 1))
-    processes = min(clients, max(processes, -(-clients // per_process)))
+    processes = min(clients, max(processes, math.ceil(clients / per_process)))
 
     backlog = backlog_limit()
     connecting = max(1, min(CONNECTING_TOP, backlog // processes))
@@ -361,7 +366,9 @@ class Run:
                 server=listening.address,
                 connecting=plan.connecting,
                 clients_per_source=(
-                    -(-plan.clients // plan.source_addresses) if plan.source_addresses > 1 else 0
+                    math.ceil(plan.clients / plan.source_addresses)
+                    if plan.source_addresses > 1
+                    else 0
                 ),
                 timeout=plan.timeout,
             )
@@ -503,6 +510,8 @@ def _interrupt_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    # Starting multiprocessing's own helper unblocks the signal: that must have happened before.
+    resource_tracker.ensure_running()
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

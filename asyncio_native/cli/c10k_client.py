@@ -310,7 +310,7 @@ class ClientGroup:
                 self._begin_phase(completion.state)
             elif completion.kind is an.CONNECT:
                 self._connect_ended(completion.state, completion)
-            elif completion.error:  # half-closing or a quiet send
+            elif completion.error and completion.state is not None:  # half-closing, a quiet send
                 self._lose(completion.state, _failure(completion))
         return None
 

@@ -118,7 +118,7 @@ class EchoServer:
                     self._accepted(completion)
                 elif kind is an.POST:
                     return
-                else:  # a quiet send failed: the peer is gone
+                elif completion.socket is not None:  # a quiet send failed: the peer is gone
                     completion.socket.close()
 
     def _accepted(self, completion: an.Completion) -> None:

@@ -1,7 +1,7 @@
 /* poll.c - the reactor on poll(2), for systems that have nothing better: level-triggered, asked per direction.
  *
  * An entry stands at the index that its tag's low half gives. A direction is asked for by expect and reported once. The
- * one thread that waits polls a copy, as others change the entries meanwhile; who changes them ends its poll, also
+ * one thread that waits polls a list of its own, as others change the entries meanwhile; who changes them ends its poll, also
  * because poll(2) holds the files that it watches: one closed meanwhile would tell its peer only later.
  * Cost: a wait is proportional to the number of descriptors, which is poll's nature.
  */
@@ -32,9 +32,9 @@ struct an_reactor {
     int pipe_read;
     int pipe_write;
     /* The waiting thread's: what it polls, and how far it has reported what the last poll found. */
-    struct pollfd *copy; /* [0] is the pipe, [i + 1] entry i */
-    uint32_t *generations;
-    uint32_t copied;
+    struct pollfd *polled; /* [0] is the pipe */
+    uint64_t *tags;        /* of polled[i] */
+    uint32_t polled_count;
     uint32_t capacity;
     uint32_t cursor;
 };
@@ -43,8 +43,8 @@ static void close_reactor(struct an_reactor *reactor) {
     close(reactor->pipe_read);
     close(reactor->pipe_write);
     free(reactor->entries);
-    free(reactor->copy);
-    free(reactor->generations);
+    free(reactor->polled);
+    free(reactor->tags);
     an_mutex_destroy(&reactor->lock);
     free(reactor);
 }
@@ -135,38 +135,42 @@ static void expect(struct an_reactor *reactor, uint64_t tag, uint32_t direction)
     an_mutex_unlock(&reactor->lock);
 }
 
-static bool grow_copy(struct an_reactor *reactor) {
-    if (reactor->copy != NULL && reactor->capacity >= reactor->count)
+static bool make_room_to_poll(struct an_reactor *reactor) {
+    uint32_t needed = reactor->count + 1;
+    if (reactor->capacity >= needed)
         return true;
-    struct pollfd *copy = realloc(reactor->copy, (reactor->count + 1) * sizeof *copy);
-    if (copy != NULL)
-        reactor->copy = copy;
-    uint32_t *generations = realloc(reactor->generations, (reactor->count + 1) * sizeof *generations);
-    if (generations != NULL)
-        reactor->generations = generations;
-    if (copy == NULL || generations == NULL)
+    struct pollfd *polled = realloc(reactor->polled, needed * sizeof *polled);
+    if (polled != NULL)
+        reactor->polled = polled;
+    uint64_t *tags = realloc(reactor->tags, needed * sizeof *tags);
+    if (tags != NULL)
+        reactor->tags = tags;
+    if (polled == NULL || tags == NULL)
         return false;
-    reactor->capacity = reactor->count;
+    reactor->capacity = needed;
     return true;
 }
 
-/* Takes the entries as they are now. An entry that expects nothing must not be polled at all: it would report its end
- * for ever. */
-static int copy_entries(struct an_reactor *reactor) {
-    if (!grow_copy(reactor))
+/* Lists the entries that expect something, and only those: others would report their end for ever, and poll(2) refuses
+ * more entries than the process may have descriptors. */
+static int list_expecting(struct an_reactor *reactor) {
+    if (!make_room_to_poll(reactor))
         return ENOMEM;
-    reactor->copy[0] = (struct pollfd){.fd = reactor->pipe_read, .events = POLLIN};
-    reactor->copied = reactor->count;
+    reactor->polled[0] = (struct pollfd){.fd = reactor->pipe_read, .events = POLLIN};
+    uint32_t count = 1;
     for (uint32_t i = 0; i < reactor->count; i++) {
         const struct entry *entry = &reactor->entries[i];
         short events = 0;
         if ((entry->expected & REACTOR_RECEIVE) != 0)
-            events |= POLLIN | POLLPRI;
+            events |= POLLIN; /* not POLLPRI: it stays on while an urgent byte stands, and receives do not take it */
         if ((entry->expected & REACTOR_TRANSMIT) != 0)
             events |= POLLOUT;
-        reactor->copy[i + 1] = (struct pollfd){.fd = events != 0 ? entry->descriptor : -1, .events = events};
-        reactor->generations[i] = entry->generation;
+        if (events == 0)
+            continue;
+        reactor->polled[count] = (struct pollfd){.fd = entry->descriptor, .events = events};
+        reactor->tags[count++] = (uint64_t)entry->generation << 32 | i;
     }
+    reactor->polled_count = count;
     return 0;
 }
 
@@ -180,7 +184,7 @@ static void drain(struct an_reactor *reactor) {
 static uint32_t translate(short native) {
     const short ended = POLLHUP | POLLERR | POLLNVAL;
     uint32_t events = 0;
-    if ((native & (POLLIN | POLLPRI | ended)) != 0)
+    if ((native & (POLLIN | ended)) != 0)
         events |= REACTOR_RECEIVE;
     if ((native & (POLLOUT | ended)) != 0)
         events |= REACTOR_TRANSMIT;
@@ -190,33 +194,33 @@ static uint32_t translate(short native) {
 /* Reports what the last poll found and nobody was told yet, as far as it is still expected. lock held. */
 static size_t report(struct an_reactor *reactor, struct an_reactor_report *reports) {
     size_t count = 0;
-    while (reactor->cursor < reactor->copied && count < AN_REPORTS) {
-        uint32_t index = reactor->cursor++;
-        short found = reactor->copy[index + 1].revents;
-        struct entry *entry = &reactor->entries[index];
-        if (found == 0 || entry->descriptor < 0 || entry->generation != reactor->generations[index])
+    while (reactor->cursor < reactor->polled_count && count < AN_REPORTS) {
+        uint32_t place = reactor->cursor++;
+        short found = reactor->polled[place].revents;
+        uint64_t tag = reactor->tags[place];
+        struct entry *entry = &reactor->entries[(uint32_t)tag];
+        if (found == 0 || entry->descriptor < 0 || entry->generation != (uint32_t)(tag >> 32))
             continue;
         uint32_t events = translate(found) & entry->expected;
         entry->expected &= ~events;
         if (events != 0)
-            reports[count++] =
-                (struct an_reactor_report){(uint64_t)entry->generation << 32 | index, events};
+            reports[count++] = (struct an_reactor_report){tag, events};
     }
     return count;
 }
 
 static int poll_once(struct an_reactor *reactor, int64_t until_ns, bool *woken) {
-    int error = copy_entries(reactor);
+    int error = list_expecting(reactor);
     if (error != 0)
         return error;
     reactor->waiting = true;
     an_mutex_unlock(&reactor->lock);
-    int found = poll(reactor->copy, reactor->copied + 1, an_milliseconds_until(until_ns));
+    int found = poll(reactor->polled, reactor->polled_count, an_milliseconds_until(until_ns));
     error = found < 0 ? errno : 0;
     an_mutex_lock(&reactor->lock);
     reactor->waiting = false;
-    reactor->cursor = error == 0 && found > 0 ? 0 : reactor->copied;
-    *woken = error == 0 && reactor->copy[0].revents != 0;
+    reactor->cursor = found > 0 ? 1 : reactor->polled_count;
+    *woken = found > 0 && reactor->polled[0].revents != 0;
     if (*woken)
         drain(reactor);
     return error;

@@ -259,7 +259,8 @@ int an_port_cancel(an_port *port, an_operation *operation, int32_t *cancelled);
 /* Waits up to `timeout_ns` (0: not at all, AN_FOREVER) for completions and moves 1 to `max` of them, in order, into
  * `completions`; *count tells how many, 0 at the timeout. Each dequeued completion must be given back with
  * an_completion_release. AN_EPORTCLOSED: the port is closed. AN_EINTR: see AN_PORT_INTERRUPTIBLE. AN_EPERM: a second
- * thread on a port with concurrency 1. AN_EINVAL: max is 0, or a negative timeout other than AN_FOREVER. */
+ * thread on a port with concurrency 1. AN_EINVAL: max is 0, or a negative timeout other than AN_FOREVER. Others: the
+ * system refused to wait (out of memory); nothing is lost. */
 int an_port_dequeue(an_port *port, an_completion *completions, size_t max, int64_t timeout_ns, size_t *count);
 
 /* Gives back what `count` dequeued completions lend: `data`, `address`, and the hold on `socket`. `accepted` is the
@@ -326,6 +327,9 @@ int an_socket_is_closed(an_socket *socket);
 /* Bytes that sends took and that have not yet been handed to the system. */
 uint64_t an_socket_unsent(an_socket *socket);
 
+/* Failures of its quiet sends that are queued and not yet dequeued. None comes after a plain close. */
+uint32_t an_socket_unreported(const an_socket *socket);
+
 /* Copies the counts of now. */
 int an_socket_statistics_get(an_socket *socket, an_socket_statistics *statistics);
 
@@ -334,7 +338,8 @@ int an_socket_statistics_get(an_socket *socket, an_socket_statistics *statistics
 /* All of these: the socket must be associated (else AN_EINVAL) and open (else AN_EBADF). `operation` is the caller's
  * and in flight after a return of 0. Buffers, buffer arrays and addresses given are the caller's as well, and must stay
  * valid and unchanged until the completion was dequeued. `timeout_ns`: the operation then completes with AN_ETIMEDOUT
- * (a multishot: when nothing came for that long); AN_FOREVER for none. */
+ * (a multishot: when nothing came for that long, also because pause_above holds it back; a pause suspends it); AN_FOREVER
+ * for none. */
 
 /* accept4(2) / AcceptEx: completes with each connection. flags: AN_MULTISHOT. Out of descriptors: a completion with
  * the error, and with AN_MULTISHOT it goes on by itself when descriptors are free. */

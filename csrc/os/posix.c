@@ -170,7 +170,7 @@ void an_os_end_politely(an_descriptor descriptor) {
     if (shutdown((int)descriptor, SHUT_WR) < 0)
         return;
     for (int i = 0; i < 64; i++) { /* 1 MiB: what a flooding client sends is not worth more */
-        if (recv((int)descriptor, unread, sizeof unread, 0) <= 0)
+        if (recv((int)descriptor, unread, sizeof unread, MSG_DONTWAIT) <= 0)
             return;
     }
 }
@@ -270,10 +270,14 @@ int an_os_connect_result(an_descriptor descriptor) {
     return an_os_peer_address(descriptor, &peer) == ENOTCONN ? EAGAIN : 0;
 }
 
+/* MSG_DONTWAIT although the descriptor is non-blocking: that flag is the open file's, and who holds a duplicate of an
+ * adopted socket can take it away. */
+enum { SEND_FLAGS = MSG_NOSIGNAL | MSG_DONTWAIT };
+
 int an_os_receive(an_descriptor descriptor, void *data, size_t length, size_t *received) {
     ssize_t count;
     do
-        count = recv((int)descriptor, data, length, 0);
+        count = recv((int)descriptor, data, length, MSG_DONTWAIT);
     while (count < 0 && errno == EINTR);
     if (count < 0)
         return try_again(errno);
@@ -289,7 +293,7 @@ int an_os_receive_message(an_descriptor descriptor, void *data, size_t length, s
     do {
         message.msg_name = address != NULL ? address->storage : NULL;
         message.msg_namelen = address != NULL ? sizeof address->storage : 0;
-        count = recvmsg((int)descriptor, &message, 0);
+        count = recvmsg((int)descriptor, &message, MSG_DONTWAIT);
     } while (count < 0 && errno == EINTR);
     if (count < 0)
         return try_again(errno);
@@ -303,7 +307,7 @@ int an_os_receive_message(an_descriptor descriptor, void *data, size_t length, s
 int an_os_send(an_descriptor descriptor, const void *data, size_t length, size_t *sent) {
     ssize_t count;
     do
-        count = send((int)descriptor, data, length, MSG_NOSIGNAL);
+        count = send((int)descriptor, data, length, SEND_FLAGS);
     while (count < 0 && errno == EINTR);
     if (count < 0)
         return try_again(errno);
@@ -320,7 +324,7 @@ int an_os_send_message(an_descriptor descriptor, const an_buffer *buffers, size_
     }
     ssize_t done;
     do
-        done = sendmsg((int)descriptor, &message, MSG_NOSIGNAL);
+        done = sendmsg((int)descriptor, &message, SEND_FLAGS);
     while (done < 0 && errno == EINTR);
     if (done < 0)
         return try_again(errno);
@@ -341,7 +345,7 @@ static ssize_t send_file_silently(int descriptor, int file, off_t *offset, size_
         done = sendfile(descriptor, file, offset, count);
     while (done < 0 && errno == EINTR);
     int error = errno;
-    if (done < 0 && error == EPIPE && !was_pending) {
+    if (done != (ssize_t)count && !was_pending) { /* also when a part of it went out first */
         struct timespec at_once = {0, 0};
         while (sigtimedwait(&pipe_signal, NULL, &at_once) < 0 && errno == EINTR) {
         }
@@ -368,8 +372,15 @@ static int send_file_by_copy(an_descriptor descriptor, int file, uint64_t offset
 }
 
 int an_os_send_file(an_descriptor descriptor, an_descriptor file, uint64_t offset, uint64_t count, size_t *sent) {
-    const size_t most = 1u << 20; /* one call's share, so that one file cannot hold up the other sockets */
-    size_t length = count < most ? (size_t)count : most;
+    const uint64_t most = 1u << 20; /* one call's share, so that one file cannot hold up the other sockets */
+    uint64_t room = offset < INT64_MAX ? INT64_MAX - offset : 0; /* no file goes further */
+    size_t length = (size_t)(count < most ? count : most);
+    if (length > room)
+        length = (size_t)room;
+    if (length == 0) {
+        *sent = 0;
+        return 0;
+    }
     off_t position = (off_t)offset;
     ssize_t done = send_file_silently((int)descriptor, (int)file, &position, length);
     if (done >= 0) {

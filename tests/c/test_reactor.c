@@ -130,7 +130,9 @@ static void descriptor_is_readable_while_a_wait_would_report(const struct an_rea
     if (interface->descriptor == NULL)
         return;
     struct watched watched = open_watched(interface);
-    struct pollfd watcher = {.fd = (int)interface->descriptor(watched.reactor), .events = POLLIN};
+    an_descriptor descriptor;
+    CHECK_OK(interface->descriptor(watched.reactor, &descriptor));
+    struct pollfd watcher = {.fd = (int)descriptor, .events = POLLIN};
     reported(&watched, 0, NULL);
     CHECK(poll(&watcher, 1, 0) == 0);
     CHECK(write(watched.ends[1], "x", 1) == 1);
@@ -141,11 +143,11 @@ static void descriptor_is_readable_while_a_wait_would_report(const struct an_rea
     CHECK(poll(&watcher, 1, 5000) == 1);
     reported(&watched, 0, NULL);
     int64_t due_ns = an_clock() + SECOND / 50;
-    CHECK_OK(interface->alarm(watched.reactor, due_ns));
+    interface->alarm(watched.reactor, due_ns);
     CHECK(poll(&watcher, 1, 5000) == 1 && an_clock() >= due_ns);
     reported(&watched, 0, NULL);
-    CHECK_OK(interface->alarm(watched.reactor, an_clock() + SECOND / 100));
-    CHECK_OK(interface->alarm(watched.reactor, AN_NEVER));
+    interface->alarm(watched.reactor, an_clock() + SECOND / 100);
+    interface->alarm(watched.reactor, AN_NEVER);
     CHECK(poll(&watcher, 1, 50) == 0);
     close_watched(&watched);
 }

@@ -18,13 +18,15 @@ static int64_t earliest(void) {
 
 int main(void) {
     srand(1);
+    for (int i = 0; i < TIMERS; i++)
+        CHECK(an_timers_reserve(&heap));
     for (int round = 0; round < ROUNDS; round++) {
         struct an_timer *timer = &timers[rand() % TIMERS];
         CHECK(an_timers_contain(&heap, timer) == (timer->place != 0));
         if (timer->place != 0)
             an_timers_remove(&heap, timer);
         else
-            CHECK(an_timers_insert(&heap, timer, rand() % 1000));
+            an_timers_insert(&heap, timer, rand() % 1000);
         if (round % 100 == 0)
             CHECK(an_timers_next(&heap) == earliest());
     }

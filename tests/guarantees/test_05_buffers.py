@@ -190,9 +190,9 @@ def test_references_may_be_dropped_in_any_order(backend: str, order: str, close:
     sock.recv(multishot=True)
     operation = sock.recv_into(buffer)
     peer.sendall(b"x")
-    objects = {"port": port, "sock": sock, "operation": operation}
+    objects: dict[str, Any] = {"port": port, "sock": sock, "operation": operation}
     if close != "nothing":
-        objects[close].close()  # type: ignore[union-attr]
+        objects[close].close()
     del port, sock, operation
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)

@@ -91,8 +91,8 @@ def test_ctrl_c_without_a_handler_of_its_own_ends_the_program(backend: str) -> N
         with an.CompletionPort() as port:
             sock, peer = pair(port)
             sock.recv(multishot=True)
-            print("waiting", flush=True)
             try:
+                print("waiting", flush=True)
                 port.dequeue()
             except KeyboardInterrupt:
                 print("interrupted", flush=True)

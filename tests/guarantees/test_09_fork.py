@@ -174,12 +174,38 @@ def test_a_child_that_exits_normally_disturbs_nobody(backend: str) -> None:
     )
 
 
+KINDS = {
+    "adopted": "",
+    "accepted": """
+            listener, address = listening(port)
+            listener.accept()
+            peer = dial(address)
+            sock = one(port).accepted
+            port.associate(sock)
+            sock.recv()
+            port.dequeue(timeout=0)
+    """,
+    "connected": """
+            stdlib = stdlib_listener()
+            sock = an.AsyncSocket()
+            port.associate(sock)
+            sock.connect(stdlib.getsockname())
+            assert one(port).result() is None
+            peer = keep(stdlib.accept()[0])
+            sock.recv()
+            port.dequeue(timeout=0)
+    """,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["sock.close()", "port.close()", "sock.close(flush=True)"])
-def test_what_the_parent_closes_ends_for_the_peer(backend: str, how: str) -> None:
+def test_what_the_parent_closes_ends_for_the_peer(backend: str, how: str, kind: str) -> None:
     """The child still holds a copy of the descriptor, which alone would keep the connection."""
     check_python(
         script(
             f"""
+            {KINDS[kind]}
             in_child(lambda: None)
             {how}
             assert peer.recv(1) == b""
@@ -312,9 +338,10 @@ def test_subprocesses_inherit_nothing(backend: str) -> None:
             """
             import subprocess
             sleeper = subprocess.Popen(
-                [sys.executable, "-c", "import sys; sys.stdin.read()"],
-                stdin=subprocess.PIPE, close_fds=False,
+                [sys.executable, "-c", "import sys; print('up', flush=True); sys.stdin.read()"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False, text=True,
             )
+            assert sleeper.stdout.readline() == "up\\n"
             number = sock.fileno()
             os.set_inheritable(peer.fileno(), False)
             folder = f"/proc/{sleeper.pid}/fd"

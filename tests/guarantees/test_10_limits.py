@@ -156,19 +156,49 @@ def test_each_episode_is_told_once(backend: str) -> None:
     check_python(
         script(
             """
-            taken = exhaust()
             for episode in range(3):
+                taken = exhaust()
                 dial_from_outside(2)
                 completion = one(port)
                 assert is_emfile(completion) and completion.more
                 assert settle(port, 0.3) == []
-                os.close(taken.pop())
-                os.close(taken.pop())
-                got = drain(port, lambda found: sum(c.accepted is not None for c in found) == 2)
-                assert not any(c.error for c in got), describe(got)
+                while taken:
+                    os.close(taken.pop())
+                got = drain(port, 2)
+                assert all(c.accepted and c.more for c in got), describe(got)
                 accepted += got
-            while taken:
-                os.close(taken.pop())
+                assert settle(port) == []
+            end()
+            """
+        ),
+        backend,
+    )
+
+
+def test_a_server_at_its_limit_serves_all_its_connections(backend: str) -> None:
+    """As many sockets as the limit allows: the system's own limits must not be hit before."""
+    check_python(
+        script(
+            """
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+            socks = []
+            try:
+                while True:
+                    sock = an.AsyncSocket(type=socket.SOCK_DGRAM)
+                    sock.bind(("127.0.0.1", 0))
+                    port.associate(sock)
+                    sock.recvfrom(multishot=True)
+                    socks.append(sock)
+            except OSError as error:
+                assert error.errno == errno.EMFILE
+            socks.pop().close()
+            assert len(socks) > 250
+            with socket.socket(type=socket.SOCK_DGRAM) as sender:
+                for sock in socks:
+                    sender.sendto(b"x", sock.getsockname())
+            found = drain(port, lambda found: sum(c.data == b"x" for c in found) == len(socks))
+            assert {c.socket for c in found if c.data} == set(socks)
             end()
             """
         ),

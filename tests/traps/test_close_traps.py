@@ -136,7 +136,7 @@ def test_a_descriptor_number_reused_at_once_gets_nothing_of_its_predecessor(
             assert completion.socket is sock
         assert fresh.pending
         successors_peer.send(b"fresh")
-        completions = drain(port, lambda so_far, fresh=fresh: not fresh.pending)
+        completions = drain(port, lambda _: not fresh.pending)
         for completion in completions[:-1]:
             assert completion.operation is operation
         assert completions[-1].operation is fresh
@@ -537,3 +537,25 @@ def test_a_closed_datagram_socket_receives_nothing_more(
     completions = settle(port)
     assert [c.operation for c in completions] == [operation]
     assert completions[0].error == errno.ECANCELED
+
+
+@pytest.mark.parametrize("dropping", ["kept", "dropped"])
+def test_the_failure_of_a_quiet_send_names_its_socket_though_that_was_closed_since(
+    port: an.CompletionPort, family: str, dropping: str
+) -> None:
+    sock, peer = pair(port, family, state="mine")
+    number = id(sock)
+    peer.close()
+    for _ in range(100):  # the first may still be taken by the system
+        sock.send(b"lost", quiet=True)
+    sock.close()
+    if dropping == "dropped":
+        del sock
+        gc.collect()
+    completion = one(port)
+    assert completion.kind is an.SEND
+    assert completion.operation is None
+    assert completion.error in (errno.EPIPE, errno.ECONNRESET)
+    assert completion.state == "mine"
+    assert id(completion.socket) == number
+    assert settle(port) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import Any
 
 import asyncio_native as an
 import pytest
@@ -31,7 +32,7 @@ def connected(port: an.CompletionPort, family: str) -> tuple[an.AsyncSocket, soc
     return sock, peer
 
 
-def refused_datagrams(port: an.CompletionPort, family: str) -> tuple[an.AsyncSocket, object]:
+def refused_datagrams(port: an.CompletionPort, family: str) -> tuple[an.AsyncSocket, Any]:
     """A datagram socket that is connected to a port that nobody has any more."""
     with socket.socket(family_number(family), socket.SOCK_DGRAM) as gone:
         gone.bind(("127.0.0.1" if family == "ipv4" else "::1", 0))

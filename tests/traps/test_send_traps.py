@@ -294,3 +294,26 @@ def test_writing_on_and_on_to_a_dead_peer_only_yields_errors(
         assert completions[-1].error in BROKEN
         first_failure = next(i for i, c in enumerate(completions) if c.error)
         assert all(c.error for c in completions[first_failure:])
+
+
+def test_what_is_started_on_a_broken_stream_completes_in_the_order_started(
+    port: an.CompletionPort, family: str
+) -> None:
+    sock, peer = pair(port, family, small=True)
+    with sock, tempfile.TemporaryFile() as file:
+        file.write(b"file")
+        file.flush()
+        stall(port, sock, 1 << 20).cancel()
+        assert one(port).error == errno.ECANCELED
+        operations = [
+            sock.send(b"one"),
+            sock.disconnect(),
+            sock.sendv([b"two", b"three"]),
+            sock.sendfile(file),
+            sock.disconnect(),
+            sock.send(b""),
+        ]
+        completions = drain(port, len(operations))
+        assert [c.operation for c in completions] == operations
+        assert {c.error for c in completions} <= {errno.EPIPE, errno.ENOTCONN}
+        assert {c.transferred for c in completions} == {0}
