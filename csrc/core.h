@@ -57,9 +57,9 @@ struct an_block {
 };
 
 enum {
-    AN_RECEIVE_LARGEST = 256 << 10,                 /* on loopback 256 KiB move twice what 64 KiB do; more brings nothing */
+    AN_RECEIVE_LARGEST = 256 << 10, /* on loopback 256 KiB move twice what 64 KiB do; more brings nothing */
     AN_CHUNK_SIZE = 4 * (AN_RECEIVE_LARGEST + 256), /* four of the largest receives with their headers */
-    AN_CHUNKS_KEPT = 2              /* free chunks that stay for the next burst */
+    AN_CHUNKS_KEPT = 2                              /* free chunks that stay for the next burst */
 };
 
 /* Leader's: current. pool.lock: free list and counts. */
@@ -222,13 +222,13 @@ struct an_socket {
     uint64_t bytes_received;
     uint64_t bytes_sent;
     uint64_t ahead;            /* bytes queued and not dequeued; atomic, written under port.lock */
-    an_socket *ready_next;   /* port.lock */
+    an_socket *ready_next;     /* port.lock */
     an_socket *starved_next;   /* port.lock */
     an_socket *throttled_next; /* port.lock */
-    int64_t scheduled_ns;    /* the deadline that `timer` stands for, AN_NEVER without; socket.lock */
-    struct an_timer timer;   /* port.lock */
-    an_socket *pass_next;    /* leader */
-    an_socket *expired_next; /* leader */
+    int64_t scheduled_ns;      /* the deadline that `timer` stands for, AN_NEVER without; socket.lock */
+    struct an_timer timer;     /* port.lock */
+    an_socket *pass_next;      /* leader */
+    an_socket *expired_next;   /* leader */
 };
 
 enum {
@@ -296,7 +296,7 @@ struct an_port {
     uint32_t fork_generation;    /* constant */
     uint32_t concurrency;        /* constant */
     uint32_t flags;              /* constant */
-    const char *name;                             /* constant, static */
+    const char *name;            /* constant, static */
     const struct an_backend_interface *interface; /* constant */
     struct an_backend *backend;                   /* constant until closed */
 
@@ -312,10 +312,10 @@ struct an_port {
     uint32_t signalled; /* followers that were woken and have not run yet */
     int64_t leader_until_ns;
     uintptr_t dequeuer; /* concurrency 1: the thread */
-    uint32_t closed; /* atomic: written under the lock, read anywhere */
-    bool released;   /* closing is over */
-    bool wake_sent; /* the backend was woken and has not reported it yet */
-    bool watched;   /* an_port_descriptor was called */
+    uint32_t closed;    /* atomic: written under the lock, read anywhere */
+    bool released;      /* closing is over */
+    bool wake_sent;     /* the backend was woken and has not reported it yet */
+    bool watched;       /* an_port_descriptor was called */
 
     an_socket *ready_head; /* sockets with work left over; the list holds references */
     an_socket *ready_tail;
@@ -331,12 +331,12 @@ struct an_port {
     struct an_pool pool;
     int64_t now_ns; /* leader: the time of this pass */
 
-    uint64_t finished;                /* last completions dequeued */
-    uint64_t started[AN_KIND_COUNT];  /* atomic */
-    uint64_t quiet_sends;             /* atomic */
-    uint64_t bytes_received;          /* atomic */
-    uint64_t bytes_sent;              /* atomic */
-    an_statistics counts;             /* the rest */
+    uint64_t finished;               /* last completions dequeued */
+    uint64_t started[AN_KIND_COUNT]; /* atomic */
+    uint64_t quiet_sends;            /* atomic */
+    uint64_t bytes_received;         /* atomic */
+    uint64_t bytes_sent;             /* atomic */
+    an_statistics counts;            /* the rest */
 };
 
 /* What the leader found to do besides the events; the lists hold references. */

@@ -81,7 +81,9 @@ static struct an_chunk *chunk_obtain(struct an_pool *pool) {
     return chunk;
 }
 
-static size_t header_size(bool with_address) { return sizeof(struct an_block) + (with_address ? sizeof(an_address) : 0); }
+static size_t header_size(bool with_address) {
+    return sizeof(struct an_block) + (with_address ? sizeof(an_address) : 0);
+}
 
 struct an_block *an_pool_offer(struct an_pool *pool, bool with_address, size_t size) {
     size_t need = header_size(with_address) + size;

@@ -26,11 +26,12 @@ struct an_backend {
     an_port *port;
     const struct an_reactor_interface *interface;
     struct an_reactor *reactor;
-    const struct an_reactor_interface *mirror_interface; /* NULL: the reactor has a descriptor itself, or none can be had */
-    bool mirror_filled;        /* port.lock */
-    struct an_reactor *mirror; /* atomic; a second reactor that sees the same sockets, once somebody watches the port */
-    struct an_reactor_report reports[AN_REPORTS]; /* leader */
-    an_socket *sockets[AN_REPORTS];               /* leader */
+    /* A second reactor that sees the same sockets, once somebody watches the port: for one without a descriptor. */
+    const struct an_reactor_interface *mirror_interface; /* NULL: not needed, or none can be had */
+    bool mirror_filled;                                  /* port.lock */
+    struct an_reactor *mirror;                           /* atomic */
+    struct an_reactor_report reports[AN_REPORTS];        /* leader */
+    an_socket *sockets[AN_REPORTS];                      /* leader */
 };
 
 /* One socket's share of a pass; then it is the others' turn. */
@@ -38,7 +39,7 @@ enum { SHARE_STEPS = 16, SHARE_BYTES = 256 << 10, SHARE_ACCEPTS = 64 };
 
 enum {
     RETRY_STARVED_NS = 100000000, /* another process may give descriptors back, which no event tells */
-    RETRY_EMPTY_NS = 1000000,   /* a level-triggered reactor reports it, and nothing is there */
+    RETRY_EMPTY_NS = 1000000,     /* a level-triggered reactor reports it, and nothing is there */
     RETRY_BACKLOG_NS = 2000000    /* a local listener makes room within a turn of its loop, which no event tells */
 };
 
@@ -88,7 +89,8 @@ static void count_sent(an_socket *socket, uint64_t bytes) {
 static bool is_multishot(const struct operation *operation) { return (operation->flags & OPERATION_MULTISHOT) != 0; }
 
 /* One completion of a multishot that stays armed; its record lives in the block, which was taken. */
-static void queue_more(an_socket *socket, struct operation *operation, struct an_block *block, struct an_record result) {
+static void queue_more(an_socket *socket, struct operation *operation, struct an_block *block,
+                       struct an_record result) {
     result.operation = an_operation_public(operation);
     result.socket = socket;
     result.lent = block;
@@ -238,8 +240,8 @@ static bool stands_still(an_socket *socket, const struct operation *operation) {
         return true; /* a receive would take the error that the connect must tell */
     if (socket->receive.retry_ns != AN_NEVER || (operation->flags & OPERATION_PAUSED) != 0)
         return true;
-    socket->receive.held = is_multishot(operation) && operation->record.kind == AN_RECV &&
-                           socket->unsent > operation->to.pause_above;
+    socket->receive.held =
+        is_multishot(operation) && operation->record.kind == AN_RECV && socket->unsent > operation->to.pause_above;
     if (socket->receive.held)
         return true;
     bool borrows = operation->record.kind == AN_ACCEPT || operation->at.buffer == NULL;
@@ -259,8 +261,7 @@ static void run_receive(struct an_backend *backend, an_socket *socket) {
             an_port_make_ready(socket->port, socket);
             return;
         }
-        enum step step =
-            accepts ? step_accept(socket, operation) : step_receive(backend, socket, operation, &bytes);
+        enum step step = accepts ? step_accept(socket, operation) : step_receive(backend, socket, operation, &bytes);
         if (step == STEP_WAIT)
             break;
     }
@@ -303,9 +304,8 @@ static void advance(an_socket *socket, struct operation *operation, uint64_t sen
 
 static int hand_over(an_socket *socket, const an_buffer *buffers, size_t count, const an_address *address,
                      size_t *sent) {
-    int error = count == 1 && address == NULL
-                    ? an_os_send(socket->descriptor, buffers[0].data, buffers[0].length, sent)
-                    : an_os_send_message(socket->descriptor, buffers, count, address, sent);
+    int error = count == 1 && address == NULL ? an_os_send(socket->descriptor, buffers[0].data, buffers[0].length, sent)
+                                              : an_os_send_message(socket->descriptor, buffers, count, address, sent);
     if (error == 0)
         count_sent(socket, *sent);
     return error;

@@ -11,7 +11,8 @@
 enum reactor_event {
     REACTOR_RECEIVE = 1, /* a receive is worth a try */
     REACTOR_TRANSMIT = 2,
-    REACTOR_HIDDEN = 4 /* edge-triggered, with RECEIVE: an end, error or urgent byte may stand behind a receive that comes back short */
+    REACTOR_HIDDEN =
+        4 /* edge-triggered, with RECEIVE: an end, error or urgent byte may stand behind a receive that comes back short */
 };
 
 struct an_reactor_report {

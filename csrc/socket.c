@@ -284,14 +284,12 @@ int an_socket_peer_address(an_socket *socket, an_address *address) {
 
 int an_socket_set_option(an_socket *socket, int level, int name, const void *value, size_t length) {
     int error = lock_open(socket);
-    return error != 0 ? error
-                      : unlock_with(socket, an_os_set_option(socket->descriptor, level, name, value, length));
+    return error != 0 ? error : unlock_with(socket, an_os_set_option(socket->descriptor, level, name, value, length));
 }
 
 int an_socket_get_option(an_socket *socket, int level, int name, void *value, size_t *length) {
     int error = lock_open(socket);
-    return error != 0 ? error
-                      : unlock_with(socket, an_os_get_option(socket->descriptor, level, name, value, length));
+    return error != 0 ? error : unlock_with(socket, an_os_get_option(socket->descriptor, level, name, value, length));
 }
 
 /* ---- looking in: never an error --------------------------------------------------------------------------------------------- */

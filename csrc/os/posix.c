@@ -244,9 +244,7 @@ bool an_os_accept_is_transient(int error) {
     }
 }
 
-bool an_os_is_exhausted(int error) {
-    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
-}
+bool an_os_is_exhausted(int error) { return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM; }
 
 int an_os_connect(an_descriptor descriptor, const an_address *address, bool *waiting) {
     *waiting = false;

@@ -210,8 +210,7 @@ int main(void) {
     on_each_backend("embedded operations find their owner", embedded_operations_find_their_owner);
     on_each_backend("the steady state allocates nothing", steady_state_allocates_nothing);
     on_each_backend("lent data outlives socket and port", lent_data_outlives_socket_and_port);
-    on_each_backend("misuse is a number and leaves nothing in flight",
-                    misuse_is_a_number_and_leaves_nothing_in_flight);
+    on_each_backend("misuse is a number and leaves nothing in flight", misuse_is_a_number_and_leaves_nothing_in_flight);
     on_each_backend("accepted but unclaimed connections are closed with the port",
                     accepted_but_unclaimed_connections_are_closed_with_the_port);
     on_each_backend("ten thousand operations in flight are given back by close",
