@@ -119,6 +119,8 @@ class Batch:
             lib.an_completion_release(self.array, count)
             self.count[0] = 0
             self.current = None
+            if self.lingering:
+                self._dismiss()
         return self.done
 
     def _decode(self, count: int) -> None:
@@ -206,20 +208,18 @@ class Batch:
         completion.truncated = False
         completion.more = False
         self.done.append(completion)
-        self._reported(socket_key)
 
-    def _reported(self, socket_key: int) -> None:
-        """A dropped socket that was kept to have its failure reported need not be kept any more."""
-        sock = self.lingering.get(socket_key)
-        if sock is not None and not lib.an_socket_unreported(sock._handle):
-            self.lingering.pop(socket_key, None)
+    def _dismiss(self) -> None:
+        """Dropped sockets whose failures have all been reported need not be kept any more."""
+        for socket_key, sock in list(self.lingering.items()):
+            if not lib.an_socket_unreported(sock._handle):
+                self.lingering.pop(socket_key, None)
 
     def _settle(self, position: int) -> None:
         """Does what follows the commit of an entry, as far as that was not done."""
         completion = self.done[position]
         entry = _ENTRY.unpack_from(self.memory, position * _ENTRY_SIZE)
         if not entry[0]:
-            self._reported(entry[1])
             return
         operation = self.current
         if operation is None or operation._key != entry[0]:

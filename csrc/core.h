@@ -195,7 +195,7 @@ struct an_socket {
     uint32_t references; /* atomic */
     uint64_t tag;        /* its events': generation and index of its slot in the port; constant while associated */
     an_port *port;       /* set once, by associate; holds a reference */
-    uint32_t unreported; /* atomic: failures of quiet sends in the queue */
+    uint32_t unreported; /* atomic: failures of quiet sends queued and not yet released */
     void *user_state;    /* atomic */
     an_descriptor descriptor;
     int family;

@@ -495,7 +495,6 @@ static void take_first(an_port *port, an_completion *completion) {
     if (is_last(record))
         port->finished++;
     if (record->home == RECORD_IN_QUIET) {
-        an_atomic_add32(&record->socket->unreported, (uint32_t)-1);
         completion->operation = NULL;
         free(record); /* the first member of its operation */
     }
@@ -584,6 +583,8 @@ void an_completion_release(an_completion *completions, size_t count) {
         an_completion *completion = &completions[i];
         if (completion->socket == NULL)
             continue;
+        if (completion->operation == NULL)
+            an_atomic_add32(&completion->socket->unreported, (uint32_t)-1);
         if (completion->reserved != NULL)
             an_block_release(completion->reserved);
         an_socket_drop(completion->socket);

@@ -74,22 +74,18 @@ async def echo(bridge: Bridge, sock: an.AsyncSocket) -> None:
                 await bridge(sock.send(data))
 
 
-async def serve(port: an.CompletionPort, listener: an.AsyncSocket) -> None:
+async def serve(port: an.CompletionPort, bridge: Bridge, listener: an.AsyncSocket) -> None:
     """Accepts until the task is cancelled; that cancels the connections' tasks as well."""
-    bridge = Bridge(port)
-    try:
-        async with asyncio.TaskGroup() as connections:
-            while True:
-                try:
-                    sock, _address = await bridge(listener.accept())
-                except OSError as error:  # out of descriptors, or the client is gone already
-                    print("accept:", error, file=sys.stderr)
-                    await asyncio.sleep(1)
-                    continue
-                port.associate(sock)
-                connections.create_task(echo(bridge, sock))
-    finally:
-        bridge.close()
+    async with asyncio.TaskGroup() as connections:
+        while True:
+            try:
+                sock, _address = await bridge(listener.accept())
+            except OSError as error:  # out of descriptors, or the client is gone already
+                print("accept:", error, file=sys.stderr)
+                await asyncio.sleep(1)
+                continue
+            port.associate(sock)
+            connections.create_task(echo(bridge, sock))
 
 
 async def main() -> None:
@@ -104,12 +100,14 @@ async def main() -> None:
         listener.bind((arguments.host, arguments.port))
         listener.listen()
         port.associate(listener)
-        serving = asyncio.create_task(serve(port, listener))
+        bridge = Bridge(port)
+        serving = asyncio.create_task(serve(port, bridge, listener))
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
         print("listening on {}:{}".format(*listener.getsockname()), flush=True)
         with contextlib.suppress(asyncio.CancelledError):
             await serving
+        bridge.close()
 
 
 if __name__ == "__main__":

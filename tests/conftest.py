@@ -23,8 +23,16 @@ import time
 from collections.abc import Iterator
 
 import asyncio_native as an
+import hypothesis
 import pytest
 import support
+
+# `--hypothesis-profile=thorough` loads the other one.
+for name, examples, steps in (("normal", 60, 40), ("thorough", 1500, 80)):
+    hypothesis.settings.register_profile(
+        name, max_examples=examples, stateful_step_count=steps, deadline=None, print_blob=True
+    )
+hypothesis.settings.load_profile("normal")
 
 TEST_TIMEOUT_SECONDS = float(os.environ.get("ASYNCIO_NATIVE_TEST_TIMEOUT", "60"))
 

@@ -49,6 +49,10 @@ BULK_BYTES = 65_536
 """What a single receive takes at most. Four times as much is faster by a half on loopback, and
 costs four times the memory for each slow reader."""
 
+ACCEPTS = 16
+"""Clients taken in one turn of the loop, which with thousands of connections is a long one on poll;
+each keeps a descriptor."""
+
 ACCEPT_AGAIN_SECONDS = 0.1
 """Out of descriptors: another process may give some back, which no event tells."""
 
@@ -99,7 +103,7 @@ class End:
 class Connection:
     """A client, and the target that it is connected with."""
 
-    __slots__ = ("active", "attempts", "client", "closed", "finished", "target", "timer", "unsent")
+    __slots__ = ("active", "attempts", "client", "closed", "finished", "target", "timer")
 
     def __init__(self, client: an.AsyncSocket, target: an.AsyncSocket) -> None:
         self.client = End(self, client)
@@ -110,7 +114,6 @@ class Connection:
         self.finished = 0  # directions that have come to their end, and have passed it on
         self.closed = False
         self.active = 0.0  # when something was received last, in seconds of the monotonic clock
-        self.unsent = 0  # bytes, at the last look of the idle timer
         self.timer: an.Operation | None = None
 
 
@@ -136,14 +139,16 @@ class Proxy:
         self._connect_seconds = connect_seconds
         self._began = self._now = time.monotonic()
         self._connections: set[Connection] = set()
-        self._reported: set[tuple[str, int]] = set()
+        self._reported: set[tuple[str, int | None]] = set()
         # Counts for the statistics; the bytes of open connections are in their ends.
         self._connections_total = 0
         self._connects_failed = 0
         self._idle_closed = 0
         self._bytes_from_clients = 0
         self._bytes_from_target = 0
-        self._spare: an.AsyncSocket | None = None
+        self._accepts = ACCEPTS  # wanted in flight
+        self._accepting = 0  # in flight
+        self._spares: list[an.AsyncSocket] = []  # not yet connected to the target
         self._port = an.CompletionPort(backend, concurrency=1)
         try:
             self._listener = self._listen(*listen)
@@ -183,8 +188,8 @@ class Proxy:
     def close(self) -> None:
         """Closes the listener and all connections at once."""
         self._port.close()
-        if self._spare is not None:
-            self._spare.close()
+        for spare in self._spares:
+            spare.close()
 
     def run(self) -> None:
         """Forwards until `stop` is called. Raises `OSError` if accepting has ended for good."""
@@ -199,7 +204,7 @@ class Proxy:
                 elif completion.kind is an.POST:
                     if completion.state is STOP:
                         return
-                    print(self.statistics_text(), file=sys.stderr, flush=True)
+                    _tell(self.statistics_text())
                 elif completion.kind is an.ACCEPT:
                     self._accepted(completion)
                 elif completion.kind is an.TIMER:
@@ -210,33 +215,55 @@ class Proxy:
     # -- accepting and connecting -----------------------------------------------------------------
 
     def _accept(self) -> None:
-        """Takes the next client; the socket to the target is there before.
+        """Keeps accepts in flight, for each of which there is a socket to the target already.
 
         So nobody is accepted who could not be served: out of descriptors, clients wait in the
         listener's backlog until a connection ends.
         """
-        if self._spare is None:
+        while self._accepting < self._accepts:
             try:
-                self._spare = an.AsyncSocket(self._targets[0][0], socket.SOCK_STREAM)
+                while len(self._spares) <= self._accepting:
+                    self._spares.append(an.AsyncSocket(self._targets[0][0], socket.SOCK_STREAM))
             except OSError as error:
-                self._report(ACCEPT_FAILED, error.errno)
-                self._port.timer(ACCEPT_AGAIN_SECONDS)
+                self._out_of_descriptors(error.errno)
+                if not self._accepting:
+                    self._port.timer(ACCEPT_AGAIN_SECONDS)
                 return
-        self._listener.accept()
+            self._listener.accept()
+            self._accepting += 1
+
+    def _out_of_descriptors(self, error: int | None) -> None:
+        """From now on one accept at a time: the sockets for more would be missing elsewhere."""
+        self._report(ACCEPT_FAILED, error)
+        if self._accepts > 1:
+            self._accepts = 1
+            while len(self._spares) > 1:
+                self._spares.pop().close()
+            self._listener.cancel()
 
     def _accepted(self, completion: an.Completion) -> None:
-        client, target = completion.accepted, self._spare
-        if client is not None and target is not None:
-            self._spare = None
-            connection = Connection(client, target)
-            self._connections.add(connection)
-            self._connections_total += 1
-            self._connect(connection)
+        self._accepting -= 1
+        if completion.accepted is not None:
+            self._begin(completion.accepted)
         elif completion.error in EXHAUSTED:  # the port knows when to try again
-            self._report(ACCEPT_FAILED, completion.error)
+            self._out_of_descriptors(completion.error)
         else:
-            completion.result()
+            with contextlib.suppress(an.OperationCancelledError):
+                completion.result()
         self._accept()
+
+    def _begin(self, client: an.AsyncSocket) -> None:
+        try:
+            target = self._spares.pop() if self._spares else an.AsyncSocket(self._targets[0][0])
+        except OSError as error:  # the spare ones were given up while this client was accepted
+            self._report(CONNECT_FAILED, error.errno)
+            self._connects_failed += 1
+            client.close()
+            return
+        connection = Connection(client, target)
+        self._connections.add(connection)
+        self._connections_total += 1
+        self._connect(connection)
 
     def _connect(self, connection: Connection) -> None:
         """Starts to connect to the target's first or next address."""
@@ -298,8 +325,7 @@ class Proxy:
         """Receives again, once the other end has handed over all that came before."""
         sink = end.other.socket
         end.multishot = None
-        if unsent := sink.unsent:
-            end.connection.unsent = unsent
+        if sink.unsent:
             sink.send(b"")  # completes when all before it was handed over
         elif multishot:
             end.multishot = end.socket.recv(SHORT_BYTES, multishot=True)
@@ -316,12 +342,11 @@ class Proxy:
             self._received_last(end, completion)
         elif completion.error:
             # What its peer had sent before it broke off may still be there: it is passed on, and
-            # receiving comes to the failure after it.
+            # receiving comes to the failure after it; if anything is going to be received.
             end.broken = True
-            if end.ended:
+            if end.ended or end.other.broken:
                 self._close(connection, reset=True)
         elif kind is an.SEND:
-            connection.active = self._now
             self._receive(end.other, multishot=False)
         else:  # disconnected: this direction is done
             connection.finished += 1
@@ -367,16 +392,13 @@ class Proxy:
 
         So a message costs no more than to note the time.
         """
-        unsent = connection.client.socket.unsent + connection.target.socket.unsent
-        if unsent != connection.unsent:  # a slow reader, but it reads
-            connection.unsent = unsent
-            connection.active = self._now
         left = connection.active + idle_seconds - self._now
         if left > 0:
             connection.timer = self._port.timer(left, connection)
         else:
             self._idle_closed += 1
-            self._close(connection, reset=unsent > 0)
+            unsent = connection.client.socket.unsent + connection.target.socket.unsent
+            self._close(connection, reset=unsent > 0)  # what is cut off is no orderly end
 
     # -- telling ----------------------------------------------------------------------------------
 
@@ -399,14 +421,18 @@ class Proxy:
         """Says what failed, once for each kind of error; the statistics count them."""
         if (what, number) in self._reported:
             return
-        self._reported.add((what, number or 0))
+        self._reported.add((what, number))
         hint = advice(number or 0)
-        print(
+        _tell(
             f"{PROGRAM}: {what}, the proxy goes on: {os.strerror(number or 0)}"
-            + (f" ({hint})" if hint else ""),
-            file=sys.stderr,
-            flush=True,
+            + (f" ({hint})" if hint else "")
         )
+
+
+def _tell(text: str) -> None:
+    """Prints to standard error; that nobody reads it any more is no reason to end."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -327,7 +327,7 @@ int an_socket_is_closed(an_socket *socket);
 /* Bytes that sends took and that have not yet been handed to the system. */
 uint64_t an_socket_unsent(an_socket *socket);
 
-/* Failures of its quiet sends that are queued and not yet dequeued. None comes after a plain close. */
+/* Failures of its quiet sends that are queued, or dequeued and not yet released. None comes after a plain close. */
 uint32_t an_socket_unreported(const an_socket *socket);
 
 /* Copies the counts of now. */

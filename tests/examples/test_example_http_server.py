@@ -48,15 +48,15 @@ def serving(root: Path, backend: str, *arguments: str) -> Iterator[Example]:
 def responses(stream: bytes) -> list[tuple[int, bytes]]:
     """Status and body of each response in a stream of them."""
     found = []
-    while stream:
-        head, separator, rest = stream.partition(b"\r\n\r\n")
-        assert separator, head
-        length = re.search(rb"\r\nContent-Length: (\d+)", head)
+    position = 0
+    while position < len(stream):
+        body = stream.index(b"\r\n\r\n", position) + 4
+        head = stream[position:body]
+        length = re.search(rb"\r\nContent-Length: (\d+)\r\n", head)
         assert length is not None, head
-        size = int(length[1])
-        assert len(rest) >= size
-        found.append((int(head.split()[1]), rest[:size]))
-        stream = rest[size:]
+        position = body + int(length[1])
+        assert position <= len(stream), head
+        found.append((int(head.split()[1]), stream[body:position]))
     return found
 
 
