@@ -74,11 +74,6 @@ void an_operation_complete_unlinked(an_socket *socket, struct operation *operati
     an_port_queue(socket->port, &operation->record);
 }
 
-void an_operation_complete(an_socket *socket, struct operation *operation, int error) {
-    an_direction_remove(an_direction_of(socket, operation->record.kind), operation);
-    an_operation_complete_unlinked(socket, operation, error);
-}
-
 /* One completion for this quiet send, in no direction any more, and on a stream for all quiet ones that wait: their
  * bytes are lost together. Silent if the stream's failure was reported before. */
 static void report_quiet(an_socket *socket, struct operation *operation, struct operation *behind, int error) {
@@ -103,7 +98,7 @@ static void report_quiet(an_socket *socket, struct operation *operation, struct 
     an_operation_complete_unlinked(socket, operation, error);
 }
 
-/* The stream broke off: what waits behind cannot go out any more. */
+/* The stream broke off: what waits cannot go out any more. */
 static void fail_all_behind(an_socket *socket) {
     while (socket->transmit.head != NULL) {
         struct operation *operation = socket->transmit.head;
@@ -113,6 +108,16 @@ static void fail_all_behind(an_socket *socket) {
         else
             an_operation_complete_unlinked(socket, operation, AN_EPIPE);
     }
+}
+
+void an_operation_complete(an_socket *socket, struct operation *operation, int error) {
+    bool connects = operation->record.kind == AN_CONNECT;
+    an_direction_remove(an_direction_of(socket, operation->record.kind), operation);
+    an_operation_complete_unlinked(socket, operation, error);
+    if (connects && error == 0)
+        socket->broken = socket->quiet_failed = false; /* another stream */
+    else if (connects && socket->broken)
+        fail_all_behind(socket);
 }
 
 void an_operation_fail_send(an_socket *socket, struct operation *operation, int error, bool forced) {

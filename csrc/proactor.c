@@ -421,10 +421,6 @@ static enum step step_file(an_socket *socket, struct operation *operation, uint6
 }
 
 static enum step connect_done(an_socket *socket, struct operation *operation, int error) {
-    if (error == 0) {
-        socket->broken = false;
-        socket->quiet_failed = false;
-    }
     an_operation_complete(socket, operation, error);
     if (socket->receive.head != NULL && socket->receive.ready)
         an_port_make_ready(socket->port, socket); /* it stood still meanwhile */
@@ -448,8 +444,7 @@ static enum step step_connect(an_socket *socket, struct operation *operation) {
 
 static enum step step_disconnect(an_socket *socket, struct operation *operation) {
     enum { SEND_SIDE = 1 };
-    int error = socket->broken ? AN_EPIPE : an_os_shutdown(socket->descriptor, SEND_SIDE);
-    an_operation_complete(socket, operation, error);
+    an_operation_complete(socket, operation, an_os_shutdown(socket->descriptor, SEND_SIDE));
     return STEP_ON;
 }
 

@@ -513,6 +513,18 @@ static int start_quiet(an_socket *socket, struct operation *draft, enum attempt 
     return 0;
 }
 
+/* On a broken stream, unless a connect is under way that may make it another one. */
+static bool refuses_sends(const an_socket *socket) { return socket->broken && socket->transmit.head == NULL; }
+
+static void start_or_refuse(an_socket *socket, struct operation *operation) {
+    if (!refuses_sends(socket)) {
+        start(socket, operation);
+        return;
+    }
+    commit(socket, operation);
+    an_operation_complete_unlinked(socket, operation, AN_EPIPE);
+}
+
 /* A send: tried at once if none waits before it, else put behind them. `draft` is the caller's operation, or on the
  * stack for a quiet one. Unlocks. */
 static int start_send(an_socket *socket, struct operation *draft) {
@@ -521,7 +533,7 @@ static int start_send(an_socket *socket, struct operation *draft) {
     enum attempt attempt = ATTEMPT_AGAIN;
     if (quiet)
         an_atomic_add64(&socket->port->quiet_sends, 1);
-    if (socket->broken) {
+    if (refuses_sends(socket)) {
         if (quiet && socket->quiet_failed)
             return unlock_with(socket, 0);
         attempt = ATTEMPT_FAILED;
@@ -621,12 +633,7 @@ int an_socket_sendfile(an_socket *socket, an_operation *memory, an_descriptor fi
     operation->at.descriptor = duplicate;
     operation->to.offset = offset;
     operation->length = count;
-    if (socket->broken) {
-        commit(socket, operation);
-        an_operation_complete_unlinked(socket, operation, AN_EPIPE);
-    } else {
-        start(socket, operation);
-    }
+    start_or_refuse(socket, operation);
     return unlock_with(socket, 0);
 }
 
@@ -638,7 +645,7 @@ int an_socket_disconnect(an_socket *socket, an_operation *memory, int64_t timeou
     int error = lock_associated(socket);
     if (error != 0)
         return error;
-    start(socket, prepare(socket, memory, AN_DISCONNECT, timeout_ns));
+    start_or_refuse(socket, prepare(socket, memory, AN_DISCONNECT, timeout_ns));
     return unlock_with(socket, 0);
 }
 

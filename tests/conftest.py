@@ -28,7 +28,7 @@ import pytest
 import support
 
 # `--hypothesis-profile=thorough` loads the other one.
-for name, examples, steps in (("normal", 60, 40), ("thorough", 1500, 80)):
+for name, examples, steps in (("normal", 100, 40), ("thorough", 1500, 80)):
     hypothesis.settings.register_profile(
         name, max_examples=examples, stateful_step_count=steps, deadline=None, print_blob=True
     )

@@ -18,7 +18,7 @@ import socket
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,11 @@ RARELY = st.integers(min_value=0, max_value=30)
 LINK = st.tuples(st.sampled_from(["ipv4", "unix"]), st.sampled_from([True, True, False]))
 RECEIVES = st.tuples(st.sampled_from(["one-shot", "into", "multishot"]), SIZES)
 SENDS = st.tuples(
-    st.sampled_from(["send", "quiet send", "sendv", "quiet sendv", "sendfile"]), SIZES
+    st.sampled_from(
+        ["send", "quiet send", "sendv", "quiet sendv", "sendfile", "send", "quiet send", "sendv"]
+        + ["sendfile", "disconnect"]
+    ),
+    SIZES,
 )
 FILE_SIZE = 400_000
 MAX_LINKS = 12
@@ -123,32 +127,36 @@ class Link:
         of its own; only when something stopped it none, or a part with nothing behind it.
         """
         got = bytes(self.peer_got)
-        places = {0}
+        # Where the stream may have got to, and whether a send broke off in the middle.
+        places = {(0, False)}
         for send in self.sent:
-            reached: set[int] = set()
-            for at in places:
+            reached: set[tuple[int, bool]] = set()
+            for at, broken in places:
                 if not whole and at == len(got):
                     return True
-                for count in self._contributions(send, len(got) - at):
+                for count in self._contributions(send, len(got) - at, broken):
                     piece = send.data[:count]
                     there = got[at : at + count]
                     if there == piece:
-                        reached.add(at + count)
+                        reached.add((at + count, broken or 0 < count < len(send.data)))
                     elif not whole and piece.startswith(there) and at + len(there) == len(got):
                         return True
             places = reached
-        return len(got) in places
+        return any(at == len(got) for at, _ in places)
 
-    def _contributions(self, send: Sent, left: int) -> Iterator[int]:
-        if send.operation is not None:
-            # Ended with the port and never told: all of it, or a part with nothing behind it.
-            yield from [send.transferred] if send.transferred is not None else [len(send.data)]
-            return
-        yield len(send.data)
-        if self.disturbed:
-            yield 0
-            if 0 < left < len(send.data):
-                yield left
+    def _contributions(self, send: Sent, left: int, broken: bool) -> list[int]:
+        """How many of its bytes the send may have put into the stream."""
+        size = len(send.data)
+        if send.operation is not None and send.transferred is not None:
+            counts = [send.transferred]
+        elif send.operation is not None or not self.disturbed:
+            # Non-quiet: ended with the port and never told. What of it came is found by the caller.
+            counts = [size]
+        else:
+            counts = [size, 0, *([left] if 0 < left < size else [])]
+        if broken:
+            return [0] if 0 in counts or send.transferred is None else []
+        return counts
 
 
 class PortMachine(RuleBasedStateMachine):
@@ -272,6 +280,11 @@ class PortMachine(RuleBasedStateMachine):
             self.start_send(link, way, size)
 
     def start_send(self, link: Link, way: str, size: int) -> None:
+        if way == "disconnect":
+            operation = self.started(link.sock.disconnect(), link)
+            link.sends.append(operation)
+            link.sent.append(Sent(operation, b""))
+            return
         self.sends += 1
         data = numbered(self.sends, size)
         quiet = way.startswith("quiet")
@@ -294,15 +307,6 @@ class PortMachine(RuleBasedStateMachine):
             assert started is None
         else:
             link.sends.append(self.started(started, link))
-
-    @rule(index=RARELY)
-    def disconnect(self, index: int) -> None:
-        link = self.rare_link(index)
-        if link is None or self.refuses(link):
-            return
-        operation = self.started(link.sock.disconnect(), link)
-        link.sends.append(operation)
-        link.sent.append(Sent(operation, b""))
 
     @rule(multishot=st.booleans())
     def accept(self, multishot: bool) -> None:
@@ -341,11 +345,21 @@ class PortMachine(RuleBasedStateMachine):
             candidates = list(self.outstanding) if index % 4 else []
             candidates = candidates or self.operations
             operation = candidates[index % len(candidates)]
-            was_pending = operation in self.outstanding
-            if operation.cancel():
-                assert was_pending
-                self.cancelled.add(operation)
-                assert not operation.cancel(), "its outcome is decided"
+            self.cancel(operation)
+
+    @rule(index=INDEX)
+    def cancel_the_send_under_way(self, index: int) -> None:
+        """The one that may break the stream in the middle."""
+        under_way = [o for o in self.link(index).sends if o in self.outstanding]
+        if under_way:
+            self.cancel(under_way[0])
+
+    def cancel(self, operation: an.Operation) -> None:
+        was_pending = operation in self.outstanding
+        if operation.cancel():
+            assert was_pending
+            self.cancelled.add(operation)
+            assert not operation.cancel(), "its outcome is decided"
 
     @rule(index=RARELY)
     def cancel_a_socket(self, index: int) -> None:

@@ -2,8 +2,8 @@
 
     python tests/peers/compare.py [--rounds N] [--backend B]
 
-Runs redis-benchmark and wrk to the same redis-server and nginx through each of them, interleaved,
-and prints the medians and their ratio to the direct connection. What is not installed is left out.
+Runs redis-benchmark, wrk and pgbench to the same servers through each of them, interleaved, and
+prints the medians and their ratio to the direct connection. What is not installed is left out.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from servers import (
     need,
     nginx,
     path_of,
+    postgresql,
     program,
     redis,
     running,
@@ -130,6 +131,16 @@ def wrk(path: str, connections: int, pattern: str) -> Callable[[Address], float]
     return measure
 
 
+def pgbench(address: Address) -> float:
+    """Transactions a second of pgbench, each one a single select."""
+    host, port = address
+    where = ["-h", host, "-p", str(port), "-U", "postgres"]
+    output = _run([path_of("pgbench"), *where, "-n", "-S", "-M", "prepared"] + PGBENCH_LOAD)
+    found = re.search(r"tps = ([\d.]+)", output)
+    assert found is not None, output
+    return float(found[1])
+
+
 def _run(command: list[str]) -> str:
     ended = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
@@ -138,6 +149,7 @@ def _run(command: list[str]) -> str:
     return ended.stdout
 
 
+PGBENCH_LOAD = ["-c", "8", "-T", "3", "postgres"]
 REDIS_WORKLOADS: dict[str, Callable[[Address], float]] = {
     "redis GET, requests/s": requests_of_redis("-n", "50000"),
     "redis GET -P 16, requests/s": requests_of_redis("-n", "300000", "-P", "16"),
@@ -146,6 +158,10 @@ REDIS_WORKLOADS: dict[str, Callable[[Address], float]] = {
 NGINX_WORKLOADS: dict[str, Callable[[Address], float]] = {
     "wrk 200 B, requests/s": wrk("small", 50, r"Requests/sec:\s+([\d.]+)()"),
     "wrk 20 MiB, MiB/s": wrk("big", 8, r"Transfer/sec:\s+([\d.]+)([KMG]B)"),
+}
+
+POSTGRESQL_WORKLOADS: dict[str, Callable[[Address], float]] = {
+    "pgbench -S -c 8, transactions/s": pgbench,
 }
 
 
@@ -196,6 +212,10 @@ def main() -> int:
             compare(address, REDIS_WORKLOADS, forwarders, arguments.rounds)
         with nginx(bytes(20 << 20), bytes(200)) as (address, _):
             compare(address, NGINX_WORKLOADS, forwarders, arguments.rounds)
+        with postgresql() as (address, _):
+            where = ["-h", address[0], "-p", str(address[1]), "-U", "postgres"]
+            _run([path_of("pgbench"), *where, "-i", "-s", "1", "-q", "postgres"])
+            compare(address, POSTGRESQL_WORKLOADS, forwarders, arguments.rounds)
     except NotInstalledError as missing:
         print(missing)
         return 1

@@ -32,6 +32,9 @@ ATTEMPTS = 3
 FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/usr/lib/postgresql/*/bin", "/usr/libexec/postgresql*")
 """Where servers may be that are not on the PATH; of several versions the last one is taken."""
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+"""For programs of others: a sanitizer's runtime is preloaded for our own code, not for theirs."""
+
 FILE_BYTES = 20 << 20
 """The size of nginx' big file."""
 
@@ -117,7 +120,11 @@ def running(
         for _ in range(ATTEMPTS):
             address = free_address()
             process = subprocess.Popen(
-                command(address), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                command(address),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=ENVIRONMENT,
             )
             try:
                 if _wait_for(process, address):
@@ -222,6 +229,7 @@ def postgresql() -> Iterator[tuple[Address, subprocess.Popen[bytes]]]:
             text=True,
             timeout=60,
             cwd=place,
+            env=ENVIRONMENT,
         )
         assert made.returncode == 0, made.stdout + made.stderr
 
@@ -259,7 +267,11 @@ def _wait_until_it_serves(address: Address) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         asked = subprocess.run(
-            psql_command(address, "select 1"), capture_output=True, text=True, timeout=START_SECONDS
+            psql_command(address, "select 1"),
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+            env=ENVIRONMENT,
         )
         if asked.returncode == 0:
             return
@@ -276,7 +288,11 @@ def wait_for_activity(address: Address, words: str) -> None:
     )
     while True:
         asked = subprocess.run(
-            psql_command(address, question), capture_output=True, text=True, timeout=START_SECONDS
+            psql_command(address, question),
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+            env=ENVIRONMENT,
         )
         if asked.stdout.strip() not in ("", "0"):
             return

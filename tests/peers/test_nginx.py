@@ -39,7 +39,9 @@ def curl(proxy: Proxy, *arguments: str) -> list[str]:
 
 def test_curl_gets_a_file_of_20_mebibytes(backend: str, nginx: servers.Address) -> None:
     with Proxy(backend, nginx) as proxy:
-        got = subprocess.run(curl(proxy), capture_output=True, timeout=4 * PATIENCE)
+        got = subprocess.run(
+            env=servers.ENVIRONMENT, args=curl(proxy), capture_output=True, timeout=4 * PATIENCE
+        )
         assert (got.returncode, got.stderr) == (0, b"")
         assert hashlib.sha256(got.stdout).digest() == hashlib.sha256(BIG).digest()
         assert proxy.end() == (0, "", "")
@@ -52,7 +54,8 @@ def test_several_curls_at_once_one_of_them_slow(
         limits = [[], [], [], ["--limit-rate", "8M"]]
         processes = [
             subprocess.Popen(
-                curl(proxy, "--output", str(tmp_path / str(number)), *limit),
+                env=servers.ENVIRONMENT,
+                args=curl(proxy, "--output", str(tmp_path / str(number)), *limit),
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
             )
@@ -81,7 +84,11 @@ def test_the_answer_to_a_request_that_is_too_large_arrives(
         options = ["--header", "Expect:", "--data-binary", f"@{upload}"]
         options += ["--write-out", "%{http_code}", "--output", "/dev/null"]
         got = subprocess.run(
-            curl(proxy, *options), capture_output=True, text=True, timeout=4 * PATIENCE
+            env=servers.ENVIRONMENT,
+            args=curl(proxy, *options),
+            capture_output=True,
+            text=True,
+            timeout=4 * PATIENCE,
         )
         assert got.stdout == "413", got
         assert proxy.end()[:2] == (0, "")
@@ -93,7 +100,8 @@ def test_wrk(backend: str, nginx: servers.Address, path: str) -> None:
         host, port = proxy.address
         connections = {"small": "50", "big": "8"}[path]
         ended = subprocess.run(
-            [servers.path_of("wrk"), "-t", "1", "-c", connections, "-d", "2s"]
+            env=servers.ENVIRONMENT,
+            args=[servers.path_of("wrk"), "-t", "1", "-c", connections, "-d", "2s"]
             + [f"http://{host}:{port}/{path}"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -114,7 +122,10 @@ def test_nginx_killed_in_the_middle_ends_curl(backend: str) -> None:
         servers.need("curl")
         with servers.nginx(BIG, SMALL) as (address, server), Proxy(backend, address) as proxy:
             with subprocess.Popen(
-                curl(proxy, "--limit-rate", "1M"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                env=servers.ENVIRONMENT,
+                args=curl(proxy, "--limit-rate", "1M"),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
             ) as process:
                 assert process.stdout is not None
                 process.stdout.read(100_000)  # it is in the middle of the file

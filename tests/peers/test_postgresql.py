@@ -29,7 +29,8 @@ def pgbench(proxy: Proxy, *arguments: str) -> str:
     host, port = proxy.address
     where = ["-h", host, "-p", str(port), "-U", "postgres"]
     ended = subprocess.run(
-        [servers.path_of("pgbench"), *where, *arguments, "postgres"],
+        env=servers.ENVIRONMENT,
+        args=[servers.path_of("pgbench"), *where, *arguments, "postgres"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -41,7 +42,8 @@ def pgbench(proxy: Proxy, *arguments: str) -> str:
 
 def psql(proxy: Proxy, statement: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        servers.psql_command(proxy.address, statement),
+        env=servers.ENVIRONMENT,
+        args=servers.psql_command(proxy.address, statement),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -101,7 +103,11 @@ def test_postgresql_that_ends_at_once_tells_its_clients(backend: str) -> None:
         with servers.postgresql() as (address, server), Proxy(backend, address) as proxy:
             command = servers.psql_command(proxy.address, "select pg_sleep(30)")
             with subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                env=servers.ENVIRONMENT,
+                args=command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             ) as client:
                 servers.wait_for_activity(address, "pg_sleep")
                 server.send_signal(signal.SIGINT)  # its fast shutdown

@@ -28,7 +28,8 @@ def benchmark(proxy: Proxy, *arguments: str) -> list[dict[str, str]]:
     """The rows of redis-benchmark's table, one for each kind of request."""
     host, port = proxy.address
     ended = subprocess.run(
-        [servers.path_of("redis-benchmark"), "-h", host, "-p", str(port), "--csv", *arguments],
+        env=servers.ENVIRONMENT,
+        args=[servers.path_of("redis-benchmark"), "-h", host, "-p", str(port), "--csv", *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -41,7 +42,8 @@ def benchmark(proxy: Proxy, *arguments: str) -> list[dict[str, str]]:
 def cli(proxy: Proxy, *arguments: str, data: bytes | None = None) -> bytes:
     host, port = proxy.address
     ended = subprocess.run(
-        [servers.path_of("redis-cli"), "-h", host, "-p", str(port), *arguments],
+        env=servers.ENVIRONMENT,
+        args=[servers.path_of("redis-cli"), "-h", host, "-p", str(port), *arguments],
         input=data or b"",
         capture_output=True,
         timeout=PATIENCE,
@@ -88,7 +90,10 @@ def test_redis_killed_in_the_middle_ends_the_benchmark(backend: str) -> None:
             host, port = proxy.address
             command = [servers.path_of("redis-benchmark"), "-h", host, "-p", str(port), "-l", "-q"]
             with subprocess.Popen(
-                [*command, "-t", "set"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                env=servers.ENVIRONMENT,
+                args=[*command, "-t", "set"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             ) as process:
                 giving_up = threading.Timer(PATIENCE, process.kill)
                 giving_up.start()

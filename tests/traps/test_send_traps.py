@@ -299,7 +299,7 @@ def test_writing_on_and_on_to_a_dead_peer_only_yields_errors(
 def test_what_is_started_on_a_broken_stream_completes_in_the_order_started(
     port: an.CompletionPort, family: str
 ) -> None:
-    sock, peer = pair(port, family, small=True)
+    sock, _ = pair(port, family, small=True)
     with sock, tempfile.TemporaryFile() as file:
         file.write(b"file")
         file.flush()
