@@ -329,7 +329,7 @@ struct an_port {
 
     struct an_timers timers;
     struct an_pool pool;
-    int64_t now_ns; /* leader: the time of this pass */
+    int64_t now_ns; /* leader: the time of this pass, 0 until it is asked for */
 
     uint64_t finished;               /* last completions dequeued */
     uint64_t started[AN_KIND_COUNT]; /* atomic */
@@ -367,6 +367,8 @@ void an_port_feed(an_port *port);
 void an_port_begin_pass(an_port *port, bool woken, struct an_pass *pass);
 /* The socket with that event tag, with a reference, or NULL. port.lock held. */
 an_socket *an_port_find(an_port *port, uint64_t tag);
+/* The time of this pass. The clock is read when it is needed: on some machines that is a system call. Leader only. */
+int64_t an_port_now(an_port *port);
 void an_port_set_timer(an_port *port, struct an_timer *timer, int64_t due_ns);
 
 #endif

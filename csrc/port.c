@@ -370,6 +370,12 @@ int an_port_cancel(an_port *port, an_operation *public_operation, int32_t *cance
     return 0;
 }
 
+int64_t an_port_now(an_port *port) {
+    if (port->now_ns == 0)
+        port->now_ns = an_clock();
+    return port->now_ns;
+}
+
 static struct operation *operation_of_timer(struct an_timer *timer) {
     return (struct operation *)((char *)timer - offsetof(struct operation, more.timer));
 }
@@ -378,11 +384,11 @@ static an_socket *socket_of_timer(struct an_timer *timer) {
     return (an_socket *)((char *)timer - offsetof(an_socket, timer));
 }
 
-static void expire(an_port *port, struct an_pass *pass) {
+static void expire(an_port *port, struct an_pass *pass, int64_t now_ns) {
     struct an_timer *timer;
     an_socket **last = &pass->expired; /* in the order of time */
     bool expired = false;
-    while ((timer = an_timers_expire(&port->timers, port->now_ns)) != NULL) {
+    while ((timer = an_timers_expire(&port->timers, now_ns)) != NULL) {
         expired = true;
         if (timer->kind == TIMER_OF_OPERATION) {
             an_timers_unreserve(&port->timers);
@@ -406,8 +412,9 @@ void an_port_begin_pass(an_port *port, bool woken, struct an_pass *pass) {
     if (woken)
         port->wake_sent = false;
     pass->expired = NULL;
-    port->now_ns = an_clock();
-    expire(port, pass);
+    port->now_ns = 0;
+    if (port->timers.count > 0)
+        expire(port, pass, an_port_now(port));
     pass->ready = port->ready_head;
     port->ready_head = port->ready_tail = NULL;
     for (an_socket *socket = pass->ready; socket != NULL; socket = socket->pass_next) {

@@ -99,7 +99,7 @@ static void queue_more(an_socket *socket, struct operation *operation, struct an
     result.home = RECORD_IN_BLOCK;
     block->record = result;
     if (operation->timeout_ns >= 0)
-        operation->deadline_ns = an_deadline(socket->port->now_ns, operation->timeout_ns);
+        operation->deadline_ns = an_deadline(an_port_now(socket->port), operation->timeout_ns);
     an_socket_hold(socket);
     an_port_queue(socket->port, &block->record);
 }
@@ -609,7 +609,7 @@ static void perform(struct an_backend *backend, const struct an_pass *pass, size
     }
     for (an_socket *socket = pass->expired; socket != NULL; socket = next) {
         next = socket->expired_next;
-        an_socket_expire(socket, backend->port->now_ns);
+        an_socket_expire(socket, an_port_now(backend->port));
         an_socket_drop(socket);
     }
 }

@@ -460,6 +460,12 @@ static struct operation *create_quiet(const struct operation *draft, size_t room
     return operation;
 }
 
+static char *copy_to(char *room, const void *data, uint64_t length) {
+    if (length > 0) /* an empty buffer may have no address at all */
+        memcpy(room, data, (size_t)length);
+    return room + length;
+}
+
 /* One that holds a copy of what has not gone out, and of the address. */
 static struct operation *copy_quiet(const struct operation *draft) {
     size_t remaining = (size_t)an_operation_remaining(draft);
@@ -471,22 +477,19 @@ static struct operation *copy_quiet(const struct operation *draft) {
         return NULL;
     char *room = (char *)(operation + 1);
     if (addressed) {
-        memcpy(room, draft->to.address, sizeof(an_address));
         operation->to.address = (const an_address *)room;
-        room += sizeof(an_address);
-    }
-    if ((draft->flags & OPERATION_VECTOR) == 0) {
-        memcpy(room, (const char *)draft->at.data + draft->record.transferred, remaining);
-    } else {
-        char *end = room;
-        uint64_t skip = draft->more.piece.offset;
-        for (uint32_t i = draft->more.piece.index; i < draft->more.piece.count; i++, skip = 0) {
-            const an_buffer *buffer = &draft->at.vector[i];
-            memcpy(end, (const char *)buffer->data + skip, buffer->length - skip);
-            end += buffer->length - skip;
-        }
+        room = copy_to(room, draft->to.address, sizeof(an_address));
     }
     operation->at.data = room;
+    if ((draft->flags & OPERATION_VECTOR) == 0) {
+        copy_to(room, (const char *)draft->at.data + draft->record.transferred, remaining);
+        return operation;
+    }
+    uint64_t skip = draft->more.piece.offset;
+    for (uint32_t i = draft->more.piece.index; i < draft->more.piece.count; i++, skip = 0) {
+        const an_buffer *buffer = &draft->at.vector[i];
+        room = copy_to(room, (const char *)buffer->data + skip, buffer->length - skip);
+    }
     return operation;
 }
 
