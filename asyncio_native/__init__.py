@@ -49,7 +49,7 @@ from ._native import lib as _lib
 from ._operation import Operation
 from ._port import CompletionPort
 from ._socket import AsyncSocket
-from ._statistics import Statistics
+from ._statistics import SocketStatistics, Statistics
 
 __all__ = [
     "ACCEPT",
@@ -71,6 +71,7 @@ __all__ = [
     "OperationCancelledError",
     "OperationKind",
     "PortClosedError",
+    "SocketStatistics",
     "Statistics",
     "__version__",
     "backends",
@@ -99,6 +100,7 @@ for _public in (
     OperationCancelledError,
     OperationKind,
     PortClosedError,
+    SocketStatistics,
     Statistics,
     backends,
 ):

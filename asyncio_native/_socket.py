@@ -25,6 +25,7 @@ from ._errors import port_closed, socket_closed, system_error
 from ._memory import address_of
 from ._native import ffi, lib
 from ._operation import Operation
+from ._statistics import SocketStatistics
 
 if TYPE_CHECKING:
     # The type checker knows this name without the package; collections.abc has it from 3.12 on.
@@ -50,6 +51,7 @@ _send = lib.an_socket_send
 _SOCKET_OUT = ffi.typeof("an_socket **")
 _DESCRIPTOR = ffi.typeof("an_descriptor *")
 _SIZE = ffi.typeof("size_t *")
+_STATISTICS = ffi.typeof("an_socket_statistics *")
 _INT = ffi.typeof("int *")
 _INT_SIZE = ffi.sizeof("int")
 _CHARS = ffi.typeof("char[]")
@@ -286,6 +288,16 @@ class AsyncSocket:
     def unsent(self) -> int:
         """Bytes that sends took and that have not yet been handed to the system."""
         return lib.an_socket_unsent(self._handle)
+
+    def statistics(self) -> SocketStatistics:
+        """Counts since the socket was made; they can be read when it is closed, too.
+
+        Raises `PortClosedError` in a forked child.
+        """
+        counts = ffi.new(_STATISTICS)
+        if error := lib.an_socket_statistics_get(self._handle, counts):
+            raise self._refusal(error)
+        return SocketStatistics(counts.bytes_received, counts.bytes_sent, self.unsent)
 
     # -- overlapped -------------------------------------------------------------------------------
 

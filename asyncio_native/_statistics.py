@@ -1,4 +1,4 @@
-"""The counts of a port."""
+"""The counts of a port, and of a socket."""
 
 from __future__ import annotations
 
@@ -52,9 +52,24 @@ class Statistics:
     gauge_buffers: int
     """Gauge: receive buffers in the port's pool."""
     gauge_timers: int
-    """Gauge: timers and deadlines pending."""
+    """Gauge: timers pending, and sockets that have or had a deadline to be looked at."""
     gauge_in_flight: int
     """Gauge: operations started whose last completion was not dequeued yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketStatistics:
+    """Counts of a socket since it was made, as `AsyncSocket.statistics` returns them.
+
+    They only grow, but for the gauge, which is a value of the moment.
+    """
+
+    bytes_received: int
+    """Bytes received."""
+    bytes_sent: int
+    """Bytes handed to the system."""
+    gauge_unsent: int
+    """Gauge: bytes that sends took and that have not yet been handed to the system."""
 
 
 def new_statistics() -> Any:

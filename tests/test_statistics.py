@@ -1,4 +1,4 @@
-"""The counts of a port."""
+"""The counts of a port and of a socket."""
 
 from __future__ import annotations
 
@@ -237,3 +237,30 @@ def test_each_field_is_documented() -> None:
         declaration = source.index(f"\n    {field.name}: ") + 1
         following = source[declaration:].split("\n", 2)[1]
         assert following.strip().startswith('"""'), field.name
+
+
+def test_statistics_of_a_socket_count_its_bytes_both_ways(
+    port: an.CompletionPort, family: str
+) -> None:
+    sock, peer = pair(port, family)
+    other, _ = pair(port, family)
+    assert dataclasses.astuple(sock.statistics()) == (0, 0, 0)
+    sock.send(b"four", quiet=True)
+    sock.send(b"and more")
+    one(port)
+    peer.sendall(b"reply")
+    sock.recv()
+    one(port)
+    statistics = sock.statistics()
+    assert statistics == an.SocketStatistics(bytes_received=5, bytes_sent=12, gauge_unsent=0)
+    assert dataclasses.astuple(other.statistics()) == (0, 0, 0)
+    sock.close()
+    assert sock.statistics() == statistics
+
+
+def test_statistics_of_a_socket_show_what_waits_to_be_sent(port: an.CompletionPort) -> None:
+    sock, _ = pair(port, "unix", small=True)
+    sock.send(bytes(1 << 20), quiet=True)
+    statistics = sock.statistics()
+    assert statistics.gauge_unsent == sock.unsent > 0
+    assert statistics.bytes_sent + statistics.gauge_unsent == 1 << 20

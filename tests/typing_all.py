@@ -62,7 +62,7 @@ def ports() -> None:
         assert_type(port.dequeue_many(), list[Completion])
         assert_type(port.dequeue_many(10, 1), list[Completion])
         assert_type(port.dequeue_many(max_count=10, timeout=1.0), list[Completion])
-        print(port.statistics())
+        print(port.statistics(), AsyncSocket().statistics().bytes_received)
     port.close()
     assert_type(an.get_include(), str)
     assert_type(an.__version__, str)

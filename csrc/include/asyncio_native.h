@@ -185,7 +185,7 @@ typedef struct an_statistics {
     uint64_t gauge_sockets;  /* gauge: sockets associated and not yet closed, a descriptor each */
     uint64_t gauge_queued;   /* gauge: completions queued and not yet dequeued */
     uint64_t gauge_buffers;  /* gauge: receive buffers that the pool holds */
-    uint64_t gauge_timers;   /* gauge: timers and deadlines pending */
+    uint64_t gauge_timers;   /* gauge: timers pending, and sockets that have or had a deadline to be looked at */
     uint64_t gauge_inflight; /* gauge: operations started whose last completion was not dequeued yet */
 } an_statistics;
 
