@@ -262,3 +262,22 @@ def test_out_of_descriptors_is_said_once_and_the_server_goes_on(backend: str) ->
         assert errors.count("\n") == 1
         assert errors.startswith("asyncio-native: accepting a connection failed")
         assert "ulimit -n" in errors
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+def test_it_goes_on_when_nobody_reads_what_it_reports(backend: str) -> None:
+    with Echo(backend) as echo:
+        assert echo.process.stderr is not None
+        echo.process.stderr.close()
+        pid = echo.process.pid
+        limit = descriptors(pid) + 4
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+        peers = [echo.dial() for _ in range(12)]
+        for number, peer in enumerate(peers):
+            peer.sendall(pattern(100, number))
+        for number, peer in enumerate(peers):
+            assert read_exactly(peer, 100) == pattern(100, number)
+            peer.close()
+        echo.process.terminate()
+        assert echo.process.wait(PATIENCE) == 0
+        echo.process.stderr = None

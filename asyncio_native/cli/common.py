@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeAlias
 
@@ -28,6 +30,12 @@ class Parser(argparse.ArgumentParser):
 
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+def tell(text: str) -> None:
+    """Prints to standard error; that nobody reads it any more is no reason to end."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def error_text(error: OSError) -> str:

@@ -25,6 +25,7 @@ from .common import (
     add_backend_argument,
     choose_backend,
     error_text,
+    tell,
     whole_number,
 )
 from .system import advice, raise_descriptor_limit
@@ -153,11 +154,9 @@ class EchoServer:
             return
         self._reported.add(number)
         hint = advice(number)
-        print(
+        tell(
             f"{PROGRAM}: accepting a connection failed, the server goes on: {error_text(error)}"
-            + (f" ({hint})" if hint else ""),
-            file=sys.stderr,
-            flush=True,
+            + (f" ({hint})" if hint else "")
         )
 
 

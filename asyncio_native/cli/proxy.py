@@ -37,6 +37,7 @@ from .common import (
     choose_backend,
     error_text,
     seconds,
+    tell,
     whole_number,
 )
 from .echo import BACKLOG, format_address
@@ -204,7 +205,7 @@ class Proxy:
                 elif completion.kind is an.POST:
                     if completion.state is STOP:
                         return
-                    _tell(self.statistics_text())
+                    tell(self.statistics_text())
                 elif completion.kind is an.ACCEPT:
                     self._accepted(completion)
                 elif completion.kind is an.TIMER:
@@ -423,16 +424,10 @@ class Proxy:
             return
         self._reported.add((what, number))
         hint = advice(number or 0)
-        _tell(
+        tell(
             f"{PROGRAM}: {what}, the proxy goes on: {os.strerror(number or 0)}"
             + (f" ({hint})" if hint else "")
         )
-
-
-def _tell(text: str) -> None:
-    """Prints to standard error; that nobody reads it any more is no reason to end."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
 
 
 def add_parser(subparsers: Subparsers) -> None:
