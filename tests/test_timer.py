@@ -435,6 +435,95 @@ def test_data_after_a_deadline_is_not_lost(port: an.CompletionPort) -> None:
     assert one(port).data == b"late"
 
 
+# -- races: exactly one outcome --------------------------------------------------------------------
+
+RACES = 300
+DEADLINE = 0.001
+
+
+def race(port: an.CompletionPort, act: Callable[[], object]) -> list[an.Completion]:
+    """Dequeues without waiting and calls `act` somewhere around a deadline that was just set."""
+    done: list[an.Completion] = []
+    at = time.monotonic() + random.uniform(0, 2 * DEADLINE)
+    acted = False
+    until = time.monotonic() + PATIENCE
+    while not (done and acted):
+        assert time.monotonic() < until
+        if not acted and time.monotonic() >= at:
+            act()
+            acted = True
+        done += port.dequeue_many(timeout=0)
+    return done
+
+
+def test_a_deadline_that_races_with_data_yields_one_of_the_two(
+    port: an.CompletionPort, family: str
+) -> None:
+    sock, peer = pair(port, family)
+    outcomes = set()
+    for _ in range(RACES):
+        operation = sock.recv(1, timeout=DEADLINE)
+        [completion] = race(port, lambda: peer.sendall(b"x"))
+        assert completion.operation is operation
+        assert not operation.pending
+        outcomes.add(completion.error)
+        if completion.error:
+            assert timed_out(completion)
+            sock.recv(1)  # the byte was not taken by the operation that timed out
+            completion = one(port)
+        assert completion.data == b"x"
+        assert port.dequeue(0) is None
+        assert port.in_flight == 0
+    assert outcomes == {0, errno.ETIMEDOUT}, "both happen in a race worth the name"
+
+
+def test_a_deadline_that_races_with_cancel_yields_one_of_the_two(port: an.CompletionPort) -> None:
+    sock, _peer = pair(port)
+    outcomes = set()
+    for _ in range(RACES):
+        operation = sock.recv(1, timeout=DEADLINE)
+        answers: list[bool] = []
+        [completion] = race(port, lambda: answers.append(operation.cancel()))
+        assert completion.operation is operation
+        assert answers == [completion.error == errno.ECANCELED]
+        outcomes.add(completion.error)
+        assert port.dequeue(0) is None
+        assert port.in_flight == 0
+    assert outcomes == {errno.ECANCELED, errno.ETIMEDOUT}
+
+
+def test_deadlines_that_race_with_data_and_other_threads_yield_one_completion_each(
+    port: an.CompletionPort,
+) -> None:
+    pairs = [pair(port) for _ in range(8)]
+    done: list[an.Completion] = []
+
+    def dequeue_until_told() -> None:
+        while (completion := port.dequeue(PATIENCE)) and completion.kind is not an.POST:
+            done.append(completion)
+
+    threads = [threading.Thread(target=dequeue_until_told) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    started = []
+    for _ in range(RACES // 3):
+        for sock, peer in pairs:
+            started.append(sock.recv(1, timeout=DEADLINE))
+            time.sleep(random.uniform(0, DEADLINE / 4))  # the race itself, not a wait for something
+            peer.sendall(b"x")
+    until = time.monotonic() + PATIENCE
+    while port.in_flight:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    for _ in threads:
+        port.post()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert len(done) == len(started)
+    assert {id(c.operation) for c in done} == {id(operation) for operation in started}
+    assert {c.error for c in done} <= {0, errno.ETIMEDOUT}
+
+
 def test_a_timed_out_operation_completes_ahead_of_earlier_ones(port: an.CompletionPort) -> None:
     sock, peer = pair(port)
     first = sock.recv(timeout=PATIENCE)
