@@ -377,7 +377,8 @@ static enum step step_stream(an_socket *socket, uint64_t *bytes) {
     an_buffer buffers[AN_GATHER];
     size_t count = 0, sent = 0;
     struct operation *operation = socket->transmit.head;
-    for (; is_next_send(operation) && count < AN_GATHER; operation = an_operation_next(operation))
+    bool empty = an_operation_remaining(operation) == 0; /* goes alone: it needs no room, those behind it may */
+    for (; is_next_send(operation) && count < AN_GATHER; operation = empty ? NULL : an_operation_next(operation))
         count += list_pieces(operation, &buffers[count], AN_GATHER - count);
     int error = hand_over(socket, buffers, count, NULL, &sent);
     if (error == AN_EAGAIN)
@@ -471,11 +472,30 @@ static void let_receive_go(an_socket *socket) {
         an_port_make_ready(socket->port, socket);
 }
 
+/* Whether an operation can only go on when the socket is ready to send. */
+static bool needs_room(const an_socket *socket, const struct operation *operation) {
+    switch (operation->record.kind) {
+    case AN_CONNECT:
+        return (operation->flags & OPERATION_BEGUN) != 0;
+    case AN_DISCONNECT:
+        return false;
+    default:
+        return an_operation_remaining(operation) > 0 || an_os_is_datagram(socket->type);
+    }
+}
+
+static bool may_try(const an_socket *socket) {
+    const struct an_direction *direction = &socket->transmit;
+    if (direction->head == NULL || direction->retry_ns != AN_NEVER)
+        return false;
+    return direction->ready || !needs_room(socket, direction->head);
+}
+
 static void run_transmit(struct an_backend *backend, an_socket *socket) {
     struct an_direction *direction = &socket->transmit;
     uint64_t bytes = 0;
     int steps = 0;
-    while (direction->head != NULL && direction->ready && direction->retry_ns == AN_NEVER) {
+    while (may_try(socket)) {
         if (steps++ >= SHARE_STEPS || bytes >= SHARE_BYTES * 4) {
             an_port_make_ready(socket->port, socket);
             break;

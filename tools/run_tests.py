@@ -35,6 +35,7 @@ MEASURING = (
     ("test_growth_traps", "memory"),
     ("test_growth_traps", "for_long_leave_nothing"),
     ("test_timer", "grow_memory"),
+    ("test_cli_echo", "costs_a_bounded_amount"),
     ("test_cli_proxy", "cost_a_few_mebibytes"),
     ("test_cli_proxy", "do_not_add_up"),
     ("test_cli_proxy", "who_does_not_read_stops_the_sender"),
