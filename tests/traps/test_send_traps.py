@@ -17,6 +17,7 @@ from support import (
     pattern,
     pump,
     read_exactly,
+    read_to_end,
     received,
     reset,
     settle,
@@ -317,3 +318,43 @@ def test_what_is_started_on_a_broken_stream_completes_in_the_order_started(
         assert [c.operation for c in completions] == operations
         assert {c.error for c in completions} <= {errno.EPIPE, errno.ENOTCONN}
         assert {c.transferred for c in completions} == {0}
+
+
+def without_room(port: an.CompletionPort, sock: an.AsyncSocket) -> None:
+    """Fills the kernel's buffer until a send waits for room with its first byte, and cancels that."""
+    for _ in range(100_000):
+        operation = sock.send(bytes(1000))
+        assert operation is not None
+        completion = port.dequeue(0)
+        if completion is None:
+            assert operation.cancel()
+            completion = one(port)
+            assert completion.transferred == 0
+            return
+        assert completion.error == 0
+    raise AssertionError("the buffer has no end")
+
+
+def test_a_disconnect_does_not_wait_for_room_that_it_does_not_need(
+    port: an.CompletionPort,
+) -> None:
+    sock, peer = pair(port, "unix", small=True)
+    without_room(port, sock)
+    sock.disconnect()
+    completion = one(port)
+    assert completion.kind is an.DISCONNECT
+    assert completion.error == 0
+    assert set(read_to_end(peer)) == {0}
+
+
+def test_an_empty_send_does_not_wait_for_room_that_it_does_not_need(
+    port: an.CompletionPort,
+) -> None:
+    sock, _peer = pair(port, "unix", small=True)
+    without_room(port, sock)
+    sock.send(b"")
+    behind = sock.send(b"behind")
+    completion = one(port)
+    assert (completion.kind, completion.transferred, completion.error) == (an.SEND, 0, 0)
+    assert behind is not None
+    assert behind.pending
