@@ -125,8 +125,9 @@ enum operation_flag {
     OPERATION_MULTISHOT = 1,
     OPERATION_PAUSED = 2,
     OPERATION_QUIET = 4,
-    OPERATION_VECTOR = 8, /* data is an an_buffer array */
-    OPERATION_BEGUN = 16  /* connect: under way. Sends: bytes went out before what is counted in transferred */
+    OPERATION_VECTOR = 8,  /* data is an an_buffer array */
+    OPERATION_BEGUN = 16,  /* connect: under way. Sends: bytes went out before what is counted in transferred */
+    OPERATION_REVIVES = 32 /* connect: the stream was broken when it started */
 };
 
 /* What an an_operation really is. The caller's memory, ours while in flight, under the socket's lock. */

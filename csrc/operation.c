@@ -111,13 +111,13 @@ static void fail_all_behind(an_socket *socket) {
 }
 
 void an_operation_complete(an_socket *socket, struct operation *operation, int error) {
-    bool connects = operation->record.kind == AN_CONNECT;
+    bool stays_broken = error != 0 && (operation->flags & OPERATION_REVIVES) != 0;
     an_direction_remove(an_direction_of(socket, operation->record.kind), operation);
     an_operation_complete_unlinked(socket, operation, error);
-    if (connects && error == 0)
-        socket->broken = socket->quiet_failed = false; /* another stream */
-    else if (connects && socket->broken)
-        fail_all_behind(socket);
+    if (!stays_broken)
+        return;
+    socket->broken = true;
+    fail_all_behind(socket);
 }
 
 void an_operation_fail_send(an_socket *socket, struct operation *operation, int error, bool forced) {
@@ -214,10 +214,21 @@ static bool breaks_stream(const an_socket *socket, const struct operation *opera
     return sends && an_os_is_stream(socket->type) && an_operation_has_begun(operation);
 }
 
-/* A send that has begun breaks the stream, which must not turn those behind it from cancelled into failed: it ends
- * first, as it was started first, and the stream is called broken last. */
+/* A connect that does not revive the stream leaves it broken, which must not turn those behind it from cancelled into
+ * failed. */
+static size_t cancel_revival(an_socket *socket, struct operation *connect) {
+    connect->flags &= ~(uint64_t)OPERATION_REVIVES;
+    size_t count = cancel_all(socket, &socket->transmit);
+    socket->broken = true;
+    return count;
+}
+
+/* Nor must a send that has begun, and so breaks the stream: it ends first, as it was started first, and the stream is
+ * called broken last. */
 static size_t cancel_sends(an_socket *socket) {
     struct operation *first = socket->transmit.head;
+    if (first != NULL && (first->flags & OPERATION_REVIVES) != 0)
+        return cancel_revival(socket, first);
     if (first == NULL || !breaks_stream(socket, first))
         return cancel_all(socket, &socket->transmit);
     bool quiet = (first->flags & OPERATION_QUIET) != 0;

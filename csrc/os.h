@@ -51,8 +51,10 @@ uint32_t an_fork_count(void);
 /* ---- sockets ----------------------------------------------------------------------------------------------------- */
 
 int an_os_open(int family, int type, int protocol, an_descriptor *descriptor);
-/* Makes a descriptor non-blocking and not inheritable, and tells what it is. An error leaves it as it was. */
-int an_os_prepare(an_descriptor descriptor, int *family, int *type, int *protocol);
+/* Tells what a descriptor is. */
+int an_os_describe(an_descriptor descriptor, int *family, int *type, int *protocol);
+/* Makes a descriptor non-blocking and not inheritable. */
+int an_os_prepare(an_descriptor descriptor);
 int an_os_is_listening(an_descriptor descriptor, bool *listening);
 void an_os_close(an_descriptor descriptor);
 int an_os_shutdown(an_descriptor descriptor, int how);

@@ -644,8 +644,8 @@ static int adapter_wait(struct an_backend *backend, int64_t until_ns) {
         backend->mirror_interface->wait(mirror, 0, backend->reports, &count, &mirror_woken);
     count = 0;
     int error = backend->interface->wait(backend->reactor, until_ns, backend->reports, &count, &woken);
-    if (mirror != NULL && count == AN_REPORTS)
-        backend->mirror_interface->wake(mirror); /* the reactor has more to tell than this pass takes */
+    if (mirror != NULL && (count == AN_REPORTS || error != 0))
+        backend->mirror_interface->wake(mirror); /* there is more to tell than this pass took */
     an_mutex_lock(&port->lock);
     an_port_begin_pass(port, woken || mirror_woken, &pass);
     for (size_t i = 0; i < count; i++)

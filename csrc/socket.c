@@ -66,9 +66,9 @@ int an_socket_adopt(an_socket **adopted, an_descriptor descriptor) {
     an_socket *socket = an_socket_create(descriptor, 0, 0, 0);
     if (socket == NULL)
         return AN_ENOMEM;
-    int error = an_os_prepare(descriptor, &family, &type, &protocol);
-    if (error == 0 && !is_served(type))
-        error = AN_ENOTSUP;
+    int error = an_os_describe(descriptor, &family, &type, &protocol);
+    if (error == 0)
+        error = is_served(type) ? an_os_prepare(descriptor) : AN_ENOTSUP;
     if (error != 0) {
         socket->state = SOCKET_CLOSED;
         an_socket_drop(socket);
@@ -409,6 +409,10 @@ int an_socket_connect(an_socket *socket, an_operation *memory, const an_address 
         return error;
     struct operation *operation = prepare(socket, memory, AN_CONNECT, timeout_ns);
     operation->to.address = address;
+    if (socket->broken) { /* what is sent behind it is for another stream; without one it is broken again */
+        operation->flags |= OPERATION_REVIVES;
+        socket->broken = socket->quiet_failed = false;
+    }
     start(socket, operation);
     return unlock_with(socket, 0);
 }
@@ -516,11 +520,15 @@ static int start_quiet(an_socket *socket, struct operation *draft, enum attempt 
     return 0;
 }
 
-/* On a broken stream, unless a connect is under way that may make it another one. */
-static bool refuses_sends(const an_socket *socket) { return socket->broken && socket->transmit.head == NULL; }
+/* A quiet send was taken, or not. Unlocks. */
+static int finish_quiet(an_socket *socket, int error) {
+    if (error == 0)
+        an_atomic_add64(&socket->port->quiet_sends, 1);
+    return unlock_with(socket, error);
+}
 
 static void start_or_refuse(an_socket *socket, struct operation *operation) {
-    if (!refuses_sends(socket)) {
+    if (!socket->broken) {
         start(socket, operation);
         return;
     }
@@ -534,18 +542,16 @@ static int start_send(an_socket *socket, struct operation *draft) {
     bool quiet = (draft->flags & OPERATION_QUIET) != 0;
     int error = 0;
     enum attempt attempt = ATTEMPT_AGAIN;
-    if (quiet)
-        an_atomic_add64(&socket->port->quiet_sends, 1);
-    if (refuses_sends(socket)) {
+    if (socket->broken) {
         if (quiet && socket->quiet_failed)
-            return unlock_with(socket, 0);
+            return finish_quiet(socket, 0);
         attempt = ATTEMPT_FAILED;
         error = AN_EPIPE;
     } else if (socket->transmit.head == NULL) {
         attempt = socket->port->interface->try_send(socket->port->backend, socket, draft, &error);
     }
     if (quiet)
-        return unlock_with(socket, attempt == ATTEMPT_DONE ? 0 : start_quiet(socket, draft, attempt, error));
+        return finish_quiet(socket, attempt == ATTEMPT_DONE ? 0 : start_quiet(socket, draft, attempt, error));
     if (attempt == ATTEMPT_AGAIN) {
         start(socket, draft);
         return unlock_with(socket, 0);

@@ -136,17 +136,18 @@ static int integer_option(an_descriptor descriptor, int name, int *value) {
     return getsockopt((int)descriptor, SOL_SOCKET, name, value, &length) < 0 ? errno : 0;
 }
 
-int an_os_prepare(an_descriptor descriptor, int *family, int *type, int *protocol) {
+int an_os_describe(an_descriptor descriptor, int *family, int *type, int *protocol) {
     an_address local = {0};
     socklen_t length = sizeof local.storage;
     if (getsockname((int)descriptor, system_address(&local), &length) < 0)
         return errno;
     *family = system_address(&local)->sa_family;
-    int error = integer_option(descriptor, SO_TYPE, type);
-    if (error == 0 && integer_option(descriptor, SO_PROTOCOL, protocol) != 0)
+    if (integer_option(descriptor, SO_PROTOCOL, protocol) != 0)
         *protocol = 0;
-    if (error != 0)
-        return error;
+    return integer_option(descriptor, SO_TYPE, type);
+}
+
+int an_os_prepare(an_descriptor descriptor) {
     int flags = fcntl((int)descriptor, F_GETFL);
     if (flags < 0 || fcntl((int)descriptor, F_SETFL, flags | O_NONBLOCK) < 0)
         return errno;

@@ -163,6 +163,7 @@ static void other_types_are_refused_and_their_descriptors_stay_open(const char *
     (void)backend;
     CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
     CHECK(an_socket_adopt(&socket, ends[0]) == AN_ENOTSUP);
+    CHECK((fcntl(ends[0], F_GETFL) & O_NONBLOCK) == 0 && (fcntl(ends[0], F_GETFD) & FD_CLOEXEC) == 0);
     CHECK(write(ends[0], "x", 1) == 1 && read(ends[1], &byte, 1) == 1);
     CHECK(close(ends[0]) == 0 && close(ends[1]) == 0);
     CHECK(an_socket_open(&socket, AF_UNIX, SOCK_SEQPACKET, 0) == AN_ENOTSUP);

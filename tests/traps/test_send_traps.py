@@ -321,7 +321,7 @@ def test_what_is_started_on_a_broken_stream_completes_in_the_order_started(
 
 
 def without_room(port: an.CompletionPort, sock: an.AsyncSocket) -> None:
-    """Fills the kernel's buffer until a send waits for room with its first byte, and cancels that."""
+    """Fills the kernel's buffer until a send waits with its first byte, and cancels that one."""
     for _ in range(100_000):
         operation = sock.send(bytes(1000))
         assert operation is not None
