@@ -142,8 +142,9 @@ def test_an_echo_server_takes_one_receive_one_send_and_one_wait_for_a_message(si
             slices = math.ceil((time.monotonic() - started) / SLICE_SECONDS)
         receives, sends, waits, rest = split(counts)
         assert (receives, sends, rest) == (300, 300, {})
-        # Two more: the wait in which strace came, and the one in which it left.
-        assert 300 <= waits <= 300 + 2 + slices
+        # Each message ends a wait. That of the first may have begun before strace came, and then is
+        # not seen, or is begun anew; that behind the last may not have begun yet when it left.
+        assert 300 - 1 <= waits <= 300 + 2 + slices
 
 
 # A server that does one thing for each line of its input, so that batches are the same each time.
