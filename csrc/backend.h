@@ -19,8 +19,12 @@ struct an_backend_interface {
     void (*close)(struct an_backend *backend);
     /* A socket came to the port. socket.lock held. */
     int (*attach)(struct an_backend *backend, an_socket *socket);
-    /* It leaves; its descriptor is closed next. socket.lock held. */
-    void (*detach)(struct an_backend *backend, an_socket *socket);
+    /* It leaves; its descriptor is closed next. True: the system holds its file for requests under way, so that closing
+     * the descriptor alone would tell the peer nothing. socket.lock held. */
+    bool (*detach)(struct an_backend *backend, an_socket *socket);
+    /* Closes the descriptor of a detached socket now, or as soon as nothing looks at its number any more. NULL: now, which
+     * the core does. socket.lock held. */
+    void (*close_descriptor)(struct an_backend *backend, an_socket *socket);
     /* Tries a send at once that has none before it. Moves record.transferred on; *error for ATTEMPT_FAILED. The
      * operation is in no direction and may be a draft on the stack. socket.lock held. */
     enum attempt (*try_send)(struct an_backend *backend, an_socket *socket, struct operation *operation, int *error);
@@ -29,6 +33,11 @@ struct an_backend_interface {
     /* What held the direction back may be over (resumed, less unsent, retry is due, an operation ended before its turn).
      * socket.lock held. */
     void (*proceed)(struct an_backend *backend, an_socket *socket, struct an_direction *direction);
+    /* The direction has operations and is not ready: see that it is made ready when it may be. socket.lock held. */
+    void (*await)(struct an_backend *backend, an_socket *socket, struct an_direction *direction);
+    /* Whether wait looks at the port's ready list before it waits (an_port_take_ready, an_port_begin_wait); else it is
+     * called with until_ns 0 when something stands there. */
+    bool prepares;
     /* Waits for events until `until_ns` (0: not at all) and performs what they allow. The leader, without locks.
      * Returns 0 or AN_EINTR. */
     int (*wait)(struct an_backend *backend, int64_t until_ns);

@@ -298,6 +298,7 @@ struct an_port {
     uint32_t concurrency;        /* constant */
     uint32_t flags;              /* constant */
     const char *name;            /* constant, static */
+    bool edge_triggered;         /* constant: the backend tells of readiness once, when it begins */
     const struct an_backend_interface *interface; /* constant */
     struct an_backend *backend;                   /* constant until closed */
 
@@ -363,6 +364,11 @@ int an_port_enter(an_port *port, an_socket *socket);
 void an_port_leave(an_port *port, an_socket *socket);
 /* A descriptor was closed: starved listeners may try again. */
 void an_port_feed(an_port *port);
+/* Takes the ready list for the leader to work on. port.lock held. */
+an_socket *an_port_take_ready(an_port *port);
+/* The leader, for a backend that prepares, goes to wait in the system now. Returns until when: until_ns, earlier if a timer
+ * is due, 0 if there is something to do already. */
+int64_t an_port_begin_wait(an_port *port, int64_t until_ns);
 /* The leader came back from the system; `woken` as the system told. Takes the ready list and what is due by now, and
  * queues timers that are due. port.lock held. */
 void an_port_begin_pass(an_port *port, bool woken, struct an_pass *pass);

@@ -407,6 +407,28 @@ static void expire(an_port *port, struct an_pass *pass, int64_t now_ns) {
 
 /* ---- leading --------------------------------------------------------------------------------------------------------------------- */
 
+an_socket *an_port_take_ready(an_port *port) {
+    an_socket *first = port->ready_head;
+    port->ready_head = port->ready_tail = NULL;
+    for (an_socket *socket = first; socket != NULL; socket = socket->pass_next) {
+        socket->on_ready = false; /* from here on it may be put into the next list */
+        socket->pass_next = socket->ready_next;
+    }
+    return first;
+}
+
+static int64_t earlier(int64_t a_ns, int64_t b_ns) { return a_ns < b_ns ? a_ns : b_ns; }
+
+int64_t an_port_begin_wait(an_port *port, int64_t until_ns) {
+    an_mutex_lock(&port->lock);
+    bool work = port->head != NULL || port->ready_head != NULL || port->closed;
+    until_ns = work ? 0 : earlier(until_ns, an_timers_next(&port->timers));
+    port->leader = until_ns > 0 ? LEADER_WAITING : LEADER_PROCESSING;
+    port->leader_until_ns = until_ns;
+    an_mutex_unlock(&port->lock);
+    return until_ns;
+}
+
 void an_port_begin_pass(an_port *port, bool woken, struct an_pass *pass) {
     port->leader = LEADER_PROCESSING;
     if (woken)
@@ -415,22 +437,16 @@ void an_port_begin_pass(an_port *port, bool woken, struct an_pass *pass) {
     port->now_ns = 0;
     if (port->timers.count > 0)
         expire(port, pass, an_port_now(port));
-    pass->ready = port->ready_head;
-    port->ready_head = port->ready_tail = NULL;
-    for (an_socket *socket = pass->ready; socket != NULL; socket = socket->pass_next) {
-        socket->on_ready = false; /* from here on it may be put into the next list */
-        socket->pass_next = socket->ready_next;
-    }
+    pass->ready = an_port_take_ready(port);
 }
 
 /* Waits in the system at most until `until_ns` and performs what came. port.lock held, but not meanwhile. */
 static int lead(an_port *port, int64_t until_ns) {
-    int64_t due_ns = an_timers_next(&port->timers);
-    if (until_ns > due_ns)
-        until_ns = due_ns;
-    if (port->ready_head != NULL)
+    bool prepares = port->interface->prepares;
+    until_ns = earlier(until_ns, an_timers_next(&port->timers));
+    if (port->ready_head != NULL && !prepares)
         until_ns = 0;
-    port->leader = until_ns > 0 ? LEADER_WAITING : LEADER_PROCESSING;
+    port->leader = until_ns > 0 && !prepares ? LEADER_WAITING : LEADER_PROCESSING;
     port->leader_until_ns = until_ns;
     port->counts.waits++;
     an_mutex_unlock(&port->lock);

@@ -119,11 +119,11 @@ int an_socket_detach(an_socket *socket, an_descriptor *descriptor) {
     return error;
 }
 
-/* Closing a descriptor tells the peer only when no other process holds it. Where one may, say it with shutdown; but
- * not to a listener that another process may go on serving. */
-static void tell_peer(an_socket *socket) {
+/* Closing a descriptor tells the peer only when nobody else holds the file: another process, or the system itself
+ * (`held`). Where one may, say it with shutdown; but not to a listener that another process may go on serving. */
+static void tell_peer(an_socket *socket, bool held) {
     enum { RECEIVE_AND_SEND = 2 };
-    bool shared = socket->adopted || socket->fork_count != an_fork_count();
+    bool shared = held || socket->adopted || socket->fork_count != an_fork_count();
     bool ours = socket->port != NULL || socket->accepted;
     if (!ours || !shared || (socket->listening && !socket->private_listener))
         return;
@@ -143,6 +143,14 @@ static void end_all(an_socket *socket) {
     }
 }
 
+static void close_descriptor(an_socket *socket) {
+    if (socket->port != NULL && socket->port->interface->close_descriptor != NULL)
+        socket->port->interface->close_descriptor(socket->port->backend, socket);
+    else
+        an_os_close(socket->descriptor);
+    socket->descriptor = -1;
+}
+
 void an_socket_finish(an_socket *socket) {
     if (socket->state == SOCKET_CLOSED)
         return;
@@ -150,14 +158,14 @@ void an_socket_finish(an_socket *socket) {
     socket->state = SOCKET_CLOSED;
     if (polite && !socket->ended && !socket->broken)
         an_os_end_politely(socket->descriptor);
+    bool held = false;
     if (socket->port != NULL) {
         end_all(socket);
-        socket->port->interface->detach(socket->port->backend, socket);
+        held = socket->port->interface->detach(socket->port->backend, socket);
         an_port_leave(socket->port, socket);
     }
-    tell_peer(socket);
-    an_os_close(socket->descriptor);
-    socket->descriptor = -1;
+    tell_peer(socket, held);
+    close_descriptor(socket);
     if (socket->port != NULL)
         an_port_feed(socket->port);
 }

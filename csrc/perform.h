@@ -1,0 +1,35 @@
+/* perform.h - performing operations by calls that do not block, for backends that learn when a socket may be tried.
+ *
+ * The functions with a backend as first argument fit backend.h as they are. socket.lock is held for all; what receives is
+ * the leader's alone.
+ */
+#ifndef AN_PERFORM_H
+#define AN_PERFORM_H
+
+#include "backend.h"
+
+enum attempt an_perform_try_send(struct an_backend *backend, an_socket *socket, struct operation *operation,
+                                 int *error);
+void an_perform_start(struct an_backend *backend, an_socket *socket, struct operation *operation);
+void an_perform_proceed(struct an_backend *backend, an_socket *socket, struct an_direction *direction);
+/* Sends what waits, as far as the socket is ready and its share of a pass goes. */
+void an_perform_transmit(an_socket *socket);
+/* Receives for the operations that wait, likewise. Leader. */
+void an_perform_receive(an_socket *socket);
+/* Both, as far as the socket's state allows. Leader. */
+void an_perform_both(an_socket *socket);
+
+/* ---- for a backend whose system receives by itself. Leader ----------------------------------------------------------------- */
+
+/* Whether the first receive must stand still although something may be there: paused, held back, too far ahead. */
+bool an_perform_stands_still(an_socket *socket, const struct operation *operation);
+/* `length` bytes of a stream (0: its end) for the first receive. `block` holds them: the pool's last offer, with room for
+ * them; NULL if they are in the operation's own buffer or it is the end. */
+void an_perform_received(an_socket *socket, struct operation *operation, struct an_block *block, size_t length);
+/* A connection for the first accept. `block` is the pool's last offer, with its address. */
+void an_perform_accepted(an_socket *socket, struct operation *operation, struct an_block *block, an_socket *accepted);
+/* What the system said instead. */
+void an_perform_receive_failed(an_socket *socket, struct operation *operation, int error);
+void an_perform_accept_failed(an_socket *socket, struct operation *operation, int error);
+
+#endif
