@@ -4,14 +4,21 @@ The declarations are the part of csrc/include/asyncio_native.h between its two m
 they are written once. The C core is compiled into the same extension. It runs at build time, from
 the project's root, and is not imported by the package.
 
-Environment: CFLAGS and LDFLAGS as usual; ASYNCIO_NATIVE_SANITIZE=address,undefined builds with
-these sanitizers of gcc and clang, and with assertions, for debugging.
+Environment, besides the usual CC, CFLAGS and LDFLAGS:
+
+ASYNCIO_NATIVE_LIBURING: "no" builds without the io_uring backend, "yes" fails where liburing is
+    missing; else it is built where liburing is found.
+ASYNCIO_NATIVE_SANITIZE: "address,undefined" builds with these sanitizers of gcc and clang, and with
+    assertions, for debugging.
+ASYNCIO_NATIVE_KQUEUE: "stand-in" or "libkqueue" has the kqueue backend on Linux as well, on
+    tests/kqueue or on that library, for tests.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 import sysconfig
 import tomllib
@@ -23,9 +30,46 @@ ROOT = Path(__file__).resolve().parent.parent
 HEADER = ROOT / "csrc" / "include" / "asyncio_native.h"
 SOURCES = ROOT / "csrc" / "sources.txt"
 
+KQUEUE = os.environ.get("ASYNCIO_NATIVE_KQUEUE", "")
+BSD = sys.platform.startswith(("freebsd", "openbsd", "netbsd", "dragonfly"))
+MACOS = sys.platform == "darwin"
+
+
+def compiler(*arguments: str) -> str:
+    """What the C compiler prints on these arguments; empty when it fails or is not there."""
+    command = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
+    try:
+        ended = subprocess.run([*command, *arguments], check=False, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return ended.stdout if ended.returncode == 0 else ""
+
+
+def find_liburing() -> str:
+    """The static library of liburing 2.3 or later, to be linked in; empty without one."""
+    wanted = os.environ.get("ASYNCIO_NATIVE_LIBURING", "")
+    if not sys.platform.startswith("linux") or wanted == "no":
+        return ""
+    header = compiler("-D_GNU_SOURCE", "-E", "-include", "liburing.h", "-x", "c", os.devnull)
+    library = compiler("-print-file-name=liburing.a").strip()
+    if "io_uring_submit_and_get_events" in header and os.path.isabs(library):
+        return library
+    message = "liburing 2.3 or later is not here (Debian: liburing-dev): no io_uring backend"
+    if wanted == "yes":
+        raise RuntimeError(message)
+    print(message, file=sys.stderr)
+    return ""
+
+
+LIBURING = find_liburing()
+
 PLATFORMS = {
     "posix": os.name == "posix",
     "linux": sys.platform.startswith("linux"),
+    "bsd": BSD,
+    "macos": MACOS,
+    "kqueue": BSD or MACOS or KQUEUE != "",
+    "liburing": LIBURING != "",
     "windows": sys.platform == "win32",
 }
 
@@ -49,7 +93,17 @@ def sources() -> list[str]:
         words = line.partition("#")[0].split()
         if words and all(PLATFORMS[platform] for platform in words[:-1]):
             paths.append(words[-1])
-    return paths
+    return [*paths, "tests/kqueue/kqueue.c"] if KQUEUE == "stand-in" else paths
+
+
+def libkqueue(what: str) -> list[str]:
+    """What pkg-config tells of libkqueue, where that is wanted."""
+    if KQUEUE not in ("", "stand-in", "libkqueue"):
+        raise ValueError(f"ASYNCIO_NATIVE_KQUEUE is stand-in or libkqueue, not {KQUEUE}")
+    if KQUEUE != "libkqueue":
+        return []
+    command = ["pkg-config", what, "libkqueue"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
 def headers() -> list[str]:
@@ -67,6 +121,10 @@ def version() -> str:
 def macros() -> list[tuple[str, str | None]]:
     """Macros for the compiler."""
     defined: list[tuple[str, str | None]] = [("AN_VERSION_STRING", f'"{version()}"')]
+    if KQUEUE:
+        defined.append(("AN_HAVE_KQUEUE", "1"))
+    if LIBURING:
+        defined.append(("AN_HAVE_LIBURING", "1"))
     if STABLE_ABI:
         defined.append(("Py_LIMITED_API", "0x030B0000"))
     return defined
@@ -88,7 +146,9 @@ def compiler_flags() -> list[str]:
 def linker_flags() -> list[str]:
     """Flags for the linker."""
     sanitizers = os.environ.get("ASYNCIO_NATIVE_SANITIZE")
-    return [f"-fsanitize={sanitizers}"] if sanitizers and sys.platform != "win32" else []
+    flags = [f"-fsanitize={sanitizers}"] if sanitizers and sys.platform != "win32" else []
+    # The names of liburing must not meet those of another copy in the process.
+    return [*flags, "-Wl,--exclude-libs,ALL"] if LIBURING else flags
 
 
 # cffi cannot use the stable ABI on a free-threaded interpreter.
@@ -101,10 +161,11 @@ ffibuilder.set_source(
     '#include "asyncio_native.h"',
     sources=sources(),
     depends=[*headers(), SOURCES.relative_to(ROOT).as_posix(), "pyproject.toml"],
-    include_dirs=["csrc/include", "csrc"],
+    include_dirs=["csrc/include", "csrc", *(["tests/kqueue"] if KQUEUE == "stand-in" else [])],
     define_macros=macros(),
     py_limited_api=STABLE_ABI,
-    extra_compile_args=compiler_flags(),
-    extra_link_args=linker_flags(),
+    extra_compile_args=[*compiler_flags(), *libkqueue("--cflags")],
+    extra_link_args=[*linker_flags(), *libkqueue("--libs")],
+    extra_objects=[LIBURING] if LIBURING else [],
     libraries=["ws2_32", "mswsock"] if sys.platform == "win32" else [],
 )

@@ -47,6 +47,8 @@ struct an_backend_interface {
     int (*watch)(struct an_backend *backend, an_descriptor *descriptor);
     /* Watched: the descriptor must turn readable at due_ns (AN_NEVER: not). port.lock held. */
     void (*alarm)(struct an_backend *backend, int64_t due_ns);
+    /* Writes what an error of open means to a user. NULL: the system's own text for it says enough. */
+    void (*explain)(int error, char *reason, size_t size);
 };
 
 /* One row for each backend that the API knows, the fastest first. `interface` NULL: not compiled in. */

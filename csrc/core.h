@@ -182,6 +182,31 @@ struct an_direction {
     bool held;        /* receive: stands still because unsent is above pause_above */
 };
 
+/* Something that the system brought before an operation asked for it; its owner is the socket that it came for. */
+struct an_parcel {
+    struct an_parcel *next;
+    an_descriptor accepted; /* of a listener; else -1 */
+    size_t offset;          /* bytes that were taken already */
+    size_t length;
+    char data[];
+};
+
+/* What a system that receives by itself has in hand for a socket. The backend's alone; under socket.lock. */
+struct an_requests {
+    struct an_parcel *first;
+    struct an_parcel *last;
+    an_socket *next;          /* the backend's list of descriptors to close; its lock */
+    an_descriptor descriptor; /* in that list */
+    int32_t error;            /* came instead of data, not told yet */
+    uint32_t round;           /* the backend's round in which requests were last prepared */
+    uint8_t armed;            /* kinds of requests that the system has */
+    uint8_t cancelled;        /* of them: it was asked to end them */
+    uint8_t once;             /* of them: ends with its first completion by itself */
+    bool preparing;           /* the leader is about to prepare what is needed */
+    bool bulk;                /* messages are large: received by calls of our own */
+    uint8_t streak;           /* receives in a row that speak for the other way */
+};
+
 /*          close(flush)              last send handed over
  *   OPEN --------------> FLUSHING ------------------------+
  *     |                      | close                      v
@@ -230,6 +255,7 @@ struct an_socket {
     struct an_timer timer;     /* port.lock */
     an_socket *pass_next;      /* leader */
     an_socket *expired_next;   /* leader */
+    struct an_requests requests;
 };
 
 enum {
@@ -245,9 +271,10 @@ an_socket *an_socket_create(an_descriptor descriptor, int family, int type, int 
 void an_socket_abort(an_socket *socket);
 /* socket.lock held: CLOSED, whatever is still in the directions ends. `error` is what the operations end with. */
 void an_socket_finish(an_socket *socket);
-/* A timer of the socket is due: ends operations whose deadline passed, retries what was to be retried. */
-void an_socket_expire(an_socket *socket, int64_t now_ns);
-/* socket.lock held: makes sure that an_socket_expire comes at `due_ns` or earlier. */
+/* Timers of these sockets are due: ends operations whose deadline passed, retries what was to be retried. The list is that
+ * of an_port_begin_pass. Leader. */
+void an_socket_expire_all(an_socket *first);
+/* socket.lock held: makes sure that an_socket_expire_all comes at `due_ns` or earlier. */
 void an_socket_schedule(an_socket *socket, int64_t due_ns);
 
 /* ---- operations in a direction (operation.c); socket.lock held for all ------------------------------------------------- */
@@ -341,11 +368,6 @@ struct an_port {
     an_statistics counts;            /* the rest */
 };
 
-/* What the leader found to do besides the events; the lists hold references. */
-struct an_pass {
-    an_socket *ready;   /* by pass_next */
-    an_socket *expired; /* by expired_next */
-};
 
 void an_port_hold(an_port *port);
 void an_port_drop(an_port *port);
@@ -364,14 +386,14 @@ int an_port_enter(an_port *port, an_socket *socket);
 void an_port_leave(an_port *port, an_socket *socket);
 /* A descriptor was closed: starved listeners may try again. */
 void an_port_feed(an_port *port);
-/* Takes the ready list for the leader to work on. port.lock held. */
+/* Takes the ready list for the leader to work on: linked by pass_next, it holds references. port.lock held. */
 an_socket *an_port_take_ready(an_port *port);
 /* The leader, for a backend that prepares, goes to wait in the system now. Returns until when: until_ns, earlier if a timer
  * is due, 0 if there is something to do already. */
 int64_t an_port_begin_wait(an_port *port, int64_t until_ns);
-/* The leader came back from the system; `woken` as the system told. Takes the ready list and what is due by now, and
- * queues timers that are due. port.lock held. */
-void an_port_begin_pass(an_port *port, bool woken, struct an_pass *pass);
+/* The leader came back from the system; `woken` as the system told. Queues timers that are due, and returns the sockets
+ * whose deadlines are: linked by expired_next, the list holds references. port.lock held. */
+an_socket *an_port_begin_pass(an_port *port, bool woken);
 /* The socket with that event tag, with a reference, or NULL. port.lock held. */
 an_socket *an_port_find(an_port *port, uint64_t tag);
 /* The time of this pass. The clock is read when it is needed: on some machines that is a system call. Leader only. */

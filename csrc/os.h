@@ -58,6 +58,8 @@ int an_os_prepare(an_descriptor descriptor);
 int an_os_is_listening(an_descriptor descriptor, bool *listening);
 void an_os_close(an_descriptor descriptor);
 int an_os_shutdown(an_descriptor descriptor, int how);
+/* Resets the connection if the socket's options say that closing it shall; true: done. */
+bool an_os_reset_if_asked(an_descriptor descriptor);
 /* Ends the sending side and throws away what has arrived, up to a bound: closing a socket with unread bytes makes TCP
  * reset the connection (RFC 1122, 4.2.2.13), and the peer may lose what was sent to it just before. */
 void an_os_end_politely(an_descriptor descriptor);

@@ -163,6 +163,8 @@ void an_perform_receive_failed(an_socket *socket, struct operation *operation, i
     receive_failed(socket, operation, error);
 }
 
+void an_perform_retry_receive(an_socket *socket) { retry_later(socket, &socket->receive, RETRY_STARVED_NS); }
+
 /* A stream's receive that came back shorter than asked has emptied the socket, unless the end, an error, an urgent byte
  * or a passed descriptor may stand behind it, for which an edge-triggered system has no further edge. */
 static bool short_means_empty(const an_socket *socket) {
@@ -419,8 +421,7 @@ static enum step step_file(an_socket *socket, struct operation *operation, uint6
 
 static enum step connect_done(an_socket *socket, struct operation *operation, int error) {
     an_operation_complete(socket, operation, error);
-    if (socket->receive.head != NULL && socket->receive.ready)
-        an_port_make_ready(socket->port, socket); /* it stood still meanwhile */
+    an_perform_proceed(socket->port->backend, socket, &socket->receive); /* it stood still meanwhile */
     return STEP_ON;
 }
 

@@ -31,5 +31,7 @@ void an_perform_accepted(an_socket *socket, struct operation *operation, struct 
 /* What the system said instead. */
 void an_perform_receive_failed(an_socket *socket, struct operation *operation, int error);
 void an_perform_accept_failed(an_socket *socket, struct operation *operation, int error);
+/* There was no memory to deliver: a timer looks again. */
+void an_perform_retry_receive(an_socket *socket);
 
 #endif

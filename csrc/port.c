@@ -384,9 +384,10 @@ static an_socket *socket_of_timer(struct an_timer *timer) {
     return (an_socket *)((char *)timer - offsetof(an_socket, timer));
 }
 
-static void expire(an_port *port, struct an_pass *pass, int64_t now_ns) {
+static an_socket *expire(an_port *port, int64_t now_ns) {
     struct an_timer *timer;
-    an_socket **last = &pass->expired; /* in the order of time */
+    an_socket *first = NULL;
+    an_socket **last = &first; /* in the order of time */
     bool expired = false;
     while ((timer = an_timers_expire(&port->timers, now_ns)) != NULL) {
         expired = true;
@@ -403,6 +404,7 @@ static void expire(an_port *port, struct an_pass *pass, int64_t now_ns) {
     }
     if (port->watched && expired)
         port->interface->alarm(port->backend, an_timers_next(&port->timers));
+    return first;
 }
 
 /* ---- leading --------------------------------------------------------------------------------------------------------------------- */
@@ -429,15 +431,12 @@ int64_t an_port_begin_wait(an_port *port, int64_t until_ns) {
     return until_ns;
 }
 
-void an_port_begin_pass(an_port *port, bool woken, struct an_pass *pass) {
+an_socket *an_port_begin_pass(an_port *port, bool woken) {
     port->leader = LEADER_PROCESSING;
     if (woken)
         port->wake_sent = false;
-    pass->expired = NULL;
     port->now_ns = 0;
-    if (port->timers.count > 0)
-        expire(port, pass, an_port_now(port));
-    pass->ready = an_port_take_ready(port);
+    return port->timers.count > 0 ? expire(port, an_port_now(port)) : NULL;
 }
 
 /* Waits in the system at most until `until_ns` and performs what came. port.lock held, but not meanwhile. */

@@ -78,6 +78,8 @@ static int add_to_mirror(struct an_backend *backend, struct an_reactor *mirror, 
 static int adapter_attach(struct an_backend *backend, an_socket *socket) {
     int error = backend->interface->add(backend->reactor, socket->descriptor, socket->tag);
     struct an_reactor *mirror = mirror_of(backend);
+    if (error == 0 && backend->interface->silent && !socket->accepted)
+        socket->receive.ready = true;
     if (error != 0 || mirror == NULL)
         return error;
     error = add_to_mirror(backend, mirror, socket);
@@ -118,22 +120,20 @@ static void handle_ready(an_socket *socket) {
     an_mutex_unlock(&socket->lock);
 }
 
-static void perform(struct an_backend *backend, const struct an_pass *pass, size_t count) {
-    an_socket *next;
+static void handle_all_reports(struct an_backend *backend, size_t count) {
     for (size_t i = 0; i < count; i++) {
         if (backend->sockets[i] == NULL)
             continue;
         handle_report(backend, backend->sockets[i], backend->reports[i].events);
         an_socket_drop(backend->sockets[i]);
     }
-    for (an_socket *socket = pass->ready; socket != NULL; socket = next) {
+}
+
+static void handle_all_ready(an_socket *first) {
+    an_socket *next;
+    for (an_socket *socket = first; socket != NULL; socket = next) {
         next = socket->pass_next;
         handle_ready(socket);
-        an_socket_drop(socket);
-    }
-    for (an_socket *socket = pass->expired; socket != NULL; socket = next) {
-        next = socket->expired_next;
-        an_socket_expire(socket, an_port_now(backend->port));
         an_socket_drop(socket);
     }
 }
@@ -141,7 +141,6 @@ static void perform(struct an_backend *backend, const struct an_pass *pass, size
 static int adapter_wait(struct an_backend *backend, int64_t until_ns) {
     an_port *port = backend->port;
     struct an_reactor *mirror = mirror_of(backend);
-    struct an_pass pass;
     size_t count = 0;
     bool woken = false, mirror_woken = false;
     if (mirror != NULL) /* it only has to turn readable; what it saw until now is seen below as well */
@@ -151,11 +150,14 @@ static int adapter_wait(struct an_backend *backend, int64_t until_ns) {
     if (mirror != NULL && (count == AN_REPORTS || error != 0))
         backend->mirror_interface->wake(mirror); /* there is more to tell than this pass took */
     an_mutex_lock(&port->lock);
-    an_port_begin_pass(port, woken || mirror_woken, &pass);
+    an_socket *expired = an_port_begin_pass(port, woken || mirror_woken);
+    an_socket *ready = an_port_take_ready(port);
     for (size_t i = 0; i < count; i++)
         backend->sockets[i] = an_port_find(port, backend->reports[i].tag);
     an_mutex_unlock(&port->lock);
-    perform(backend, &pass, count);
+    handle_all_reports(backend, count);
+    handle_all_ready(ready);
+    an_socket_expire_all(expired);
     return error;
 }
 

@@ -8,6 +8,11 @@
 
 #include "os.h"
 
+/* Systems with kqueue(2). A build defines it by itself to try that reactor elsewhere, on a stand-in. */
+#if defined(__APPLE__) || defined(__FreeBSD__) || defined(__OpenBSD__) || defined(__NetBSD__) || defined(__DragonFly__)
+#define AN_HAVE_KQUEUE 1
+#endif
+
 enum reactor_event {
     REACTOR_RECEIVE = 1, /* a receive is worth a try */
     REACTOR_TRANSMIT = 2,
@@ -26,6 +31,9 @@ struct an_reactor; /* each reactor's own */
 
 struct an_reactor_interface {
     const char *name;
+    /* Edge-triggered, and silent of a stream that was neither connected nor listened on, which others report as hung up:
+     * the adapter tries the first receive of a socket unasked, and so finds the misuse. */
+    bool silent;
     int (*open)(struct an_reactor **reactor);
     void (*close)(struct an_reactor *reactor);
     /* Watches a descriptor in both directions until remove. The low half of `tag` is a small index that no other
@@ -49,6 +57,7 @@ struct an_reactor_interface {
 };
 
 extern const struct an_reactor_interface an_reactor_epoll;
+extern const struct an_reactor_interface an_reactor_kqueue;
 extern const struct an_reactor_interface an_reactor_poll;
 
 #endif

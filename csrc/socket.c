@@ -127,7 +127,8 @@ static void tell_peer(an_socket *socket, bool held) {
     bool ours = socket->port != NULL || socket->accepted;
     if (!ours || !shared || (socket->listening && !socket->private_listener))
         return;
-    an_os_shutdown(socket->descriptor, RECEIVE_AND_SEND);
+    if (!held || !an_os_reset_if_asked(socket->descriptor))
+        an_os_shutdown(socket->descriptor, RECEIVE_AND_SEND);
 }
 
 static void end_all(an_socket *socket) {
@@ -720,7 +721,7 @@ static void expire_direction(an_socket *socket, struct an_direction *direction, 
         socket->port->interface->proceed(socket->port->backend, socket, direction);
 }
 
-void an_socket_expire(an_socket *socket, int64_t now_ns) {
+static void expire(an_socket *socket, int64_t now_ns) {
     an_mutex_lock(&socket->lock);
     socket->scheduled_ns = AN_NEVER;
     if (socket->state != SOCKET_CLOSED)
@@ -734,4 +735,13 @@ void an_socket_expire(an_socket *socket, int64_t now_ns) {
             an_socket_schedule(socket, due_ns);
     }
     an_mutex_unlock(&socket->lock);
+}
+
+void an_socket_expire_all(an_socket *first) {
+    an_socket *next;
+    for (an_socket *socket = first; socket != NULL; socket = next) {
+        next = socket->expired_next;
+        expire(socket, an_port_now(socket->port));
+        an_socket_drop(socket);
+    }
 }

@@ -1,7 +1,7 @@
 /* timer.c - a binary heap of the points in time at which something is due. Knows no clock, port or socket.
  *
  * A socket stands in it once, with the earliest of its deadlines as it was when it was put there; deadlines that were
- * pushed back since are found when it comes up, and it is put in again (an_socket_expire). So moving a deadline at each
+ * pushed back since are found when it comes up, and it is put in again (an_socket_expire_all). So moving a deadline at each
  * message is a store, not a heap operation.
  */
 #include "core.h"

@@ -100,7 +100,8 @@ def test_the_support_table_is_true() -> None:
     available = {backend.name for backend in an.backends() if backend.available}
     for name, state in rows:
         if name in available:
-            assert state.startswith("tested"), name
+            # kqueue is there on Linux in builds for tests, on a stand-in.
+            assert state.startswith(("tested", "compiled, logic tested")), name
 
 
 def test_the_version_is_the_same_everywhere() -> None:

@@ -1,11 +1,13 @@
-/* posix.c - os.h on POSIX systems. Sources: the manual pages of the calls named, and POSIX.1-2017 where they differ. */
+/* posix.c - os.h on POSIX systems, as far as they share it; the rest is in linux.c, bsd.c or macos.c (system.h). Sources:
+ * the manual pages of the calls named, and POSIX.1-2017 where they differ.
+ */
 #if !defined(_WIN32)
 
 #if !defined(_GNU_SOURCE)
-#define _GNU_SOURCE 1 /* accept4, SOCK_CLOEXEC as glibc and musl guard them */
+#define _GNU_SOURCE 1 /* MSG_NOSIGNAL, F_DUPFD_CLOEXEC as glibc and musl guard them */
 #endif
 
-#include "os.h"
+#include "os/system.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -13,17 +15,16 @@
 #include <limits.h>
 #include <net/if.h>
 #include <netinet/in.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/sendfile.h>
-#include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
-_Static_assert(sizeof(struct sockaddr_storage) <= sizeof(((an_address *)0)->storage), "an_address holds any address");
+/* Not sockaddr_storage: OpenBSD's has 256 bytes, for families that are not served. */
+_Static_assert(sizeof(struct sockaddr_in6) <= sizeof(((an_address *)0)->storage), "an_address holds a served address");
+_Static_assert(sizeof(struct sockaddr_un) <= sizeof(((an_address *)0)->storage), "an_address holds a served address");
 _Static_assert(sizeof(an_buffer) == sizeof(struct iovec), "an_buffer is an iovec");
 _Static_assert(offsetof(an_buffer, length) == offsetof(struct iovec, iov_len), "an_buffer is an iovec");
 
@@ -37,28 +38,11 @@ void an_mutex_lock(struct an_mutex *mutex) { pthread_mutex_lock(&mutex->native);
 
 void an_mutex_unlock(struct an_mutex *mutex) { pthread_mutex_unlock(&mutex->native); }
 
-void an_condition_init(struct an_condition *condition) {
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&condition->native, &attributes);
-    pthread_condattr_destroy(&attributes);
-}
-
 void an_condition_destroy(struct an_condition *condition) { pthread_cond_destroy(&condition->native); }
 
 void an_condition_signal(struct an_condition *condition) { pthread_cond_signal(&condition->native); }
 
 void an_condition_broadcast(struct an_condition *condition) { pthread_cond_broadcast(&condition->native); }
-
-void an_condition_wait(struct an_condition *condition, struct an_mutex *mutex, int64_t until_ns) {
-    if (until_ns == AN_NEVER) {
-        pthread_cond_wait(&condition->native, &mutex->native);
-        return;
-    }
-    struct timespec until = {.tv_sec = (time_t)(until_ns / 1000000000), .tv_nsec = (long)(until_ns % 1000000000)};
-    pthread_cond_timedwait(&condition->native, &mutex->native, &until);
-}
 
 /* ---- clock, threads, fork ----------------------------------------------------------------------------------------- */
 
@@ -111,8 +95,6 @@ uint32_t an_fork_count(void) {
 
 /* ---- sockets -------------------------------------------------------------------------------------------------------- */
 
-static struct sockaddr *system_address(an_address *address) { return (struct sockaddr *)address->storage; }
-
 static const struct sockaddr *system_address_const(const an_address *address) {
     return (const struct sockaddr *)address->storage;
 }
@@ -123,15 +105,7 @@ bool an_os_is_datagram(int type) { return type == SOCK_DGRAM || type == SOCK_RAW
 
 bool an_os_is_internet(int family) { return family == AF_INET || family == AF_INET6; }
 
-int an_os_open(int family, int type, int protocol, an_descriptor *descriptor) {
-    int opened = socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol);
-    if (opened < 0)
-        return errno;
-    *descriptor = opened;
-    return 0;
-}
-
-static int integer_option(an_descriptor descriptor, int name, int *value) {
+int an_integer_option(an_descriptor descriptor, int name, int *value) {
     socklen_t length = sizeof *value;
     return getsockopt((int)descriptor, SOL_SOCKET, name, value, &length) < 0 ? errno : 0;
 }
@@ -139,32 +113,38 @@ static int integer_option(an_descriptor descriptor, int name, int *value) {
 int an_os_describe(an_descriptor descriptor, int *family, int *type, int *protocol) {
     an_address local = {0};
     socklen_t length = sizeof local.storage;
-    if (getsockname((int)descriptor, system_address(&local), &length) < 0)
+    if (getsockname((int)descriptor, an_system_address(&local), &length) < 0)
         return errno;
-    *family = system_address(&local)->sa_family;
-    if (integer_option(descriptor, SO_PROTOCOL, protocol) != 0)
+    *family = an_system_address(&local)->sa_family;
+    if (an_integer_option(descriptor, SYSTEM_SO_PROTOCOL, protocol) != 0)
         *protocol = 0;
-    return integer_option(descriptor, SO_TYPE, type);
+    return an_integer_option(descriptor, SO_TYPE, type);
 }
 
 int an_os_prepare(an_descriptor descriptor) {
     int flags = fcntl((int)descriptor, F_GETFL);
     if (flags < 0 || fcntl((int)descriptor, F_SETFL, flags | O_NONBLOCK) < 0)
         return errno;
-    return fcntl((int)descriptor, F_SETFD, FD_CLOEXEC) < 0 ? errno : 0;
-}
-
-int an_os_is_listening(an_descriptor descriptor, bool *listening) {
-    int value = 0;
-    int error = integer_option(descriptor, SO_ACCEPTCONN, &value);
-    *listening = value != 0;
-    return error;
+    return fcntl((int)descriptor, F_SETFD, FD_CLOEXEC) < 0 ? errno : an_system_silence((int)descriptor);
 }
 
 /* close(2) is not made again after EINTR: on Linux the number is free then and may be another's already. */
 void an_os_close(an_descriptor descriptor) { close((int)descriptor); }
 
 int an_os_shutdown(an_descriptor descriptor, int how) { return shutdown((int)descriptor, how) < 0 ? errno : 0; }
+
+/* SO_LINGER with no time, RFC 9293's abort: closing shall reset the connection. connect(2) to AF_UNSPEC does so at once on
+ * Linux; where it is refused, the reset waits until the last holder of the file has let go. */
+bool an_os_reset_if_asked(an_descriptor descriptor) {
+    struct linger linger = {0};
+    socklen_t length = sizeof linger;
+    if (getsockopt((int)descriptor, SOL_SOCKET, SO_LINGER, &linger, &length) < 0)
+        return false;
+    if (linger.l_onoff == 0 || linger.l_linger != 0)
+        return false;
+    struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+    return connect((int)descriptor, &nobody, sizeof nobody) == 0;
+}
 
 void an_os_end_politely(an_descriptor descriptor) {
     char unread[16384];
@@ -184,7 +164,7 @@ int an_os_listen(an_descriptor descriptor, int backlog) { return listen((int)des
 
 int an_os_local_address(an_descriptor descriptor, an_address *address) {
     socklen_t length = sizeof address->storage;
-    if (getsockname((int)descriptor, system_address(address), &length) < 0)
+    if (getsockname((int)descriptor, an_system_address(address), &length) < 0)
         return errno;
     address->length = length;
     return 0;
@@ -192,7 +172,7 @@ int an_os_local_address(an_descriptor descriptor, an_address *address) {
 
 int an_os_peer_address(an_descriptor descriptor, an_address *address) {
     socklen_t length = sizeof address->storage;
-    if (getpeername((int)descriptor, system_address(address), &length) < 0)
+    if (getpeername((int)descriptor, an_system_address(address), &length) < 0)
         return errno;
     address->length = length;
     return 0;
@@ -210,41 +190,6 @@ int an_os_get_option(an_descriptor descriptor, int level, int name, void *value,
     return 0;
 }
 
-/* EAGAIN and EWOULDBLOCK may differ by POSIX; the core knows one of them. */
-static int try_again(int error) { return error == EWOULDBLOCK ? EAGAIN : error; }
-
-int an_os_accept(an_descriptor listener, an_descriptor *accepted, an_address *address) {
-    int opened;
-    socklen_t length;
-    do {
-        length = sizeof address->storage;
-        opened = accept4((int)listener, system_address(address), &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    } while (opened < 0 && errno == EINTR);
-    if (opened < 0)
-        return try_again(errno);
-    *accepted = opened;
-    address->length = length;
-    return 0;
-}
-
-/* accept(2), "Error handling": Linux passes pending network errors of the new connection as its own. */
-bool an_os_accept_is_transient(int error) {
-    switch (error) {
-    case ECONNABORTED:
-    case ENETDOWN:
-    case EPROTO:
-    case ENOPROTOOPT:
-    case EHOSTDOWN:
-    case EHOSTUNREACH:
-    case EOPNOTSUPP:
-    case ENETUNREACH:
-    case EPERM: /* a firewall's rule */
-        return true;
-    default:
-        return false;
-    }
-}
-
 bool an_os_is_exhausted(int error) { return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM; }
 
 int an_os_connect(an_descriptor descriptor, const an_address *address, bool *waiting) {
@@ -255,23 +200,19 @@ int an_os_connect(an_descriptor descriptor, const an_address *address, bool *wai
         *waiting = true;
         return 0;
     }
-    return try_again(errno);
+    return an_try_again(errno);
 }
 
 /* An event may be older than the connect that it seems to answer (a fresh socket reports EPOLLOUT | EPOLLHUP), and
  * SO_ERROR is 0 also while the connect is under way: only a peer's name proves the connection. */
 int an_os_connect_result(an_descriptor descriptor) {
     int result = 0;
-    int error = integer_option(descriptor, SO_ERROR, &result);
+    int error = an_integer_option(descriptor, SO_ERROR, &result);
     if (error != 0 || result != 0)
         return error != 0 ? error : result;
     an_address peer;
     return an_os_peer_address(descriptor, &peer) == ENOTCONN ? EAGAIN : 0;
 }
-
-/* MSG_DONTWAIT although the descriptor is non-blocking: that flag is the open file's, and who holds a duplicate of an
- * adopted socket can take it away. */
-enum { SEND_FLAGS = MSG_NOSIGNAL | MSG_DONTWAIT };
 
 int an_os_receive(an_descriptor descriptor, void *data, size_t length, size_t *received) {
     ssize_t count;
@@ -279,7 +220,7 @@ int an_os_receive(an_descriptor descriptor, void *data, size_t length, size_t *r
         count = recv((int)descriptor, data, length, MSG_DONTWAIT);
     while (count < 0 && errno == EINTR);
     if (count < 0)
-        return try_again(errno);
+        return an_try_again(errno);
     *received = (size_t)count;
     return 0;
 }
@@ -295,7 +236,7 @@ int an_os_receive_message(an_descriptor descriptor, void *data, size_t length, s
         count = recvmsg((int)descriptor, &message, MSG_DONTWAIT);
     } while (count < 0 && errno == EINTR);
     if (count < 0)
-        return try_again(errno);
+        return an_try_again(errno);
     if (address != NULL)
         address->length = message.msg_namelen;
     *received = (size_t)count;
@@ -306,55 +247,34 @@ int an_os_receive_message(an_descriptor descriptor, void *data, size_t length, s
 int an_os_send(an_descriptor descriptor, const void *data, size_t length, size_t *sent) {
     ssize_t count;
     do
-        count = send((int)descriptor, data, length, SEND_FLAGS);
+        count = send((int)descriptor, data, length, SYSTEM_SEND_FLAGS);
     while (count < 0 && errno == EINTR);
     if (count < 0)
-        return try_again(errno);
+        return an_system_send_error((int)descriptor, errno);
     *sent = (size_t)count;
     return 0;
 }
 
 int an_os_send_message(an_descriptor descriptor, const an_buffer *buffers, size_t count, const an_address *address,
                        size_t *sent) {
-    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)buffers, .msg_iovlen = count};
+    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)buffers};
+    message.msg_iovlen = (__typeof__(message.msg_iovlen))count; /* an int on most systems, a size_t on glibc */
     if (address != NULL) {
         message.msg_name = (void *)(uintptr_t)address->storage;
         message.msg_namelen = address->length;
     }
     ssize_t done;
     do
-        done = sendmsg((int)descriptor, &message, SEND_FLAGS);
+        done = sendmsg((int)descriptor, &message, SYSTEM_SEND_FLAGS);
     while (done < 0 && errno == EINTR);
     if (done < 0)
-        return try_again(errno);
+        return an_system_send_error((int)descriptor, errno);
     *sent = (size_t)done;
     return 0;
 }
 
-/* sendfile(2) has no MSG_NOSIGNAL: SIGPIPE is held back for the call, and taken away if the call raised it. */
-static ssize_t send_file_silently(int descriptor, int file, off_t *offset, size_t count) {
-    sigset_t pipe_signal, before, pending;
-    sigemptyset(&pipe_signal);
-    sigaddset(&pipe_signal, SIGPIPE);
-    sigpending(&pending);
-    bool was_pending = sigismember(&pending, SIGPIPE) == 1;
-    pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
-    ssize_t done;
-    do
-        done = sendfile(descriptor, file, offset, count);
-    while (done < 0 && errno == EINTR);
-    int error = errno;
-    if (done != (ssize_t)count && !was_pending) { /* also when a part of it went out first */
-        struct timespec at_once = {0, 0};
-        while (sigtimedwait(&pipe_signal, NULL, &at_once) < 0 && errno == EINTR) {
-        }
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    errno = error;
-    return done;
-}
-
-/* For files that sendfile(2) refuses (EINVAL: /proc, some file systems): one piece by way of this stack. */
+/* For files that sendfile(2) refuses (Linux: /proc, some file systems), and where there is none: one piece by way of this
+ * stack. */
 static int send_file_by_copy(an_descriptor descriptor, int file, uint64_t offset, size_t count, size_t *sent) {
     char piece[16384];
     ssize_t have;
@@ -380,15 +300,8 @@ int an_os_send_file(an_descriptor descriptor, an_descriptor file, uint64_t offse
         *sent = 0;
         return 0;
     }
-    off_t position = (off_t)offset;
-    ssize_t done = send_file_silently((int)descriptor, (int)file, &position, length);
-    if (done >= 0) {
-        *sent = (size_t)done;
-        return 0;
-    }
-    if (errno == EINVAL || errno == ENOSYS)
-        return send_file_by_copy(descriptor, (int)file, offset, length, sent);
-    return try_again(errno);
+    int error = an_system_send_file((int)descriptor, (int)file, offset, length, sent);
+    return error == EINVAL ? send_file_by_copy(descriptor, (int)file, offset, length, sent) : error;
 }
 
 /* ---- files ---------------------------------------------------------------------------------------------------------- */
@@ -410,6 +323,7 @@ static int fill_ip4(an_address *address, const char *host, uint16_t port) {
     ip4->sin_family = AF_INET;
     ip4->sin_port = htons(port);
     address->length = sizeof *ip4;
+    an_system_seal_address(address);
     return inet_pton(AF_INET, host, &ip4->sin_addr) == 1 ? 0 : EINVAL;
 }
 
@@ -441,6 +355,7 @@ static int fill_ip6(an_address *address, const char *host, uint16_t port, uint32
     ip6->sin6_flowinfo = htonl(flow);
     ip6->sin6_scope_id = scope;
     address->length = sizeof *ip6;
+    an_system_seal_address(address);
     return inet_pton(AF_INET6, numeric, &ip6->sin6_addr) == 1 ? 0 : EINVAL;
 }
 
@@ -459,10 +374,11 @@ int an_os_address_path(an_address *address, const char *path, size_t length) {
     local->sun_family = AF_UNIX;
     bool named = length > 0 && path[0] != '\0';
     size_t most = sizeof local->sun_path - (named ? 1 : 0);
-    if (length > most)
+    if (length > most || (length > 0 && !named && !SYSTEM_ABSTRACT_NAMES))
         return EINVAL;
     memcpy(local->sun_path, path, length);
     address->length = (uint32_t)(offsetof(struct sockaddr_un, sun_path) + length + (named ? 1 : 0));
+    an_system_seal_address(address);
     return 0;
 }
 
@@ -496,7 +412,7 @@ int an_os_address_format_path(const an_address *address, char *path, size_t *len
     *length = address->length > start ? address->length - start : 0;
     if (*length > sizeof local->sun_path)
         *length = sizeof local->sun_path; /* Linux may report one byte more than it holds for a full path */
-    if (*length > 0 && local->sun_path[0] != '\0')
+    if (*length > 0 && (local->sun_path[0] != '\0' || !SYSTEM_ABSTRACT_NAMES))
         *length = strnlen(local->sun_path, *length);
     memcpy(path, local->sun_path, *length);
     if (*length < AN_HOST_SIZE)

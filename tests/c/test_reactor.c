@@ -2,11 +2,16 @@
 #include "check.h"
 #include "reactor.h"
 
+#include <fcntl.h>
 #include <poll.h>
+#include <sys/wait.h>
 
 static const struct an_reactor_interface *const reactors[] = {
 #if defined(__linux__)
     &an_reactor_epoll,
+#endif
+#if defined(AN_HAVE_KQUEUE)
+    &an_reactor_kqueue,
 #endif
     &an_reactor_poll,
 };
@@ -152,6 +157,32 @@ static void descriptor_is_readable_while_a_wait_would_report(const struct an_rea
     close_watched(&watched);
 }
 
+/* A kqueue is not inherited by fork: what has its number in the child is another file. */
+static void close_in_a_child_spares_a_file_with_the_number_of_a_descriptor_that_it_has_not(
+    const struct an_reactor_interface *interface) {
+    an_descriptor number;
+    an_fork_count(); /* as whoever opens a port: from now on forks are counted */
+    struct watched watched = open_watched(interface);
+    if (interface->descriptor == NULL || interface->descriptor(watched.reactor, &number) != 0)
+        number = -1;
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        bool free_number = number >= 0 && fcntl((int)number, F_GETFD) < 0;
+        if (free_number)
+            CHECK(dup2(watched.ends[0], (int)number) == (int)number);
+        interface->close(watched.reactor);
+        CHECK(!free_number || fcntl((int)number, F_GETFD) >= 0);
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK(write(watched.ends[1], "x", 1) == 1);
+    expect(&watched, REACTOR_RECEIVE);
+    CHECK((reported(&watched, an_clock() + 5 * SECOND, NULL) & REACTOR_RECEIVE) != 0);
+    close_watched(&watched);
+}
+
 int main(void) {
     for (size_t i = 0; i < sizeof reactors / sizeof *reactors; i++) {
         printf("reactor %s\n", reactors[i]->name);
@@ -161,6 +192,7 @@ int main(void) {
         reports_nothing_after_remove(reactors[i]);
         wake_ends_one_wait_even_if_it_comes_first(reactors[i]);
         descriptor_is_readable_while_a_wait_would_report(reactors[i]);
+        close_in_a_child_spares_a_file_with_the_number_of_a_descriptor_that_it_has_not(reactors[i]);
     }
     return 0;
 }

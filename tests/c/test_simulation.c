@@ -455,6 +455,11 @@ int an_os_shutdown(an_descriptor number, int how) {
     return 0;
 }
 
+bool an_os_reset_if_asked(an_descriptor number) {
+    (void)number; /* no reactor here holds a file beyond its descriptor */
+    return false;
+}
+
 void an_os_end_politely(an_descriptor number) {
     an_os_shutdown(number, 1);
     descriptors[number].taken = descriptors[number].arrived;
