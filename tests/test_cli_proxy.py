@@ -828,7 +828,7 @@ def test_a_port_is_free_again_at_once() -> None:
         (["::1:0", "127.0.0.1:9"], "brackets"),
         (["127.0.0.1:0", "127.0.0.1:9", "--idle-timeout", "0"], "--idle-timeout"),
         (["127.0.0.1:0", "127.0.0.1:9", "--connect-timeout", "nan"], "--connect-timeout"),
-        (["127.0.0.1:0", "127.0.0.1:9", "--backend", "kqueue"], "kqueue"),
+        (["127.0.0.1:0", "127.0.0.1:9", "--backend", "iocp"], "iocp"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], word: str) -> None:

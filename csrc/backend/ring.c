@@ -221,9 +221,10 @@ void ring_close_copy(struct ring *ring) {
 int ring_enable(struct ring *ring) {
     if (!ring->disabled)
         return 0;
-    int error = -io_uring_enable_rings(&ring->native);
-    ring->disabled = error != 0;
-    return error;
+    /* io_uring_enable_rings is missing in the shared library of liburing 2.3. */
+    int result = io_uring_register((unsigned)ring->native.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+    ring->disabled = result < 0;
+    return -result;
 }
 
 /* ---- submitting and waiting ------------------------------------------------------------------------------------------------ */
