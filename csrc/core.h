@@ -358,7 +358,8 @@ struct an_port {
 
     struct an_timers timers;
     struct an_pool pool;
-    int64_t now_ns; /* leader: the time of this pass, 0 until it is asked for */
+    int64_t now_ns;      /* leader: the time of this pass, 0 until it is asked for */
+    uint64_t pass_bytes; /* leader: received by calls in this pass, all sockets */
 
     uint64_t finished;               /* last completions dequeued */
     uint64_t started[AN_KIND_COUNT]; /* atomic */
@@ -388,6 +389,9 @@ void an_port_leave(an_port *port, an_socket *socket);
 void an_port_feed(an_port *port);
 /* Takes the ready list for the leader to work on: linked by pass_next, it holds references. port.lock held. */
 an_socket *an_port_take_ready(an_port *port);
+/* Gives back those from `first` on, with their references, that the pass had no room for: they are the next one's first.
+ * Leader. */
+void an_port_return_ready(an_port *port, an_socket *first);
 /* The leader, for a backend that prepares, goes to wait in the system now. Returns until when: until_ns, earlier if a timer
  * is due, 0 if there is something to do already. */
 int64_t an_port_begin_wait(an_port *port, int64_t until_ns);

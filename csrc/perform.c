@@ -20,8 +20,8 @@
 
 #include <stdlib.h>
 
-/* One socket's share of a pass; then it is the others' turn. */
-enum { SHARE_STEPS = 16, SHARE_BYTES = 256 << 10, SHARE_ACCEPTS = 64 };
+/* One socket's share of a pass; then it is the others' turn. What it may receive is bounded by AN_PASS_BYTES. */
+enum { SHARE_STEPS = 16, SHARE_ACCEPTS = 64, SHARE_BYTES_SENT = 1 << 20 };
 
 enum {
     RETRY_STARVED_NS = 100000000, /* another process may give descriptors back, which no event tells */
@@ -203,7 +203,7 @@ void an_perform_received(an_socket *socket, struct operation *operation, struct 
     deliver(socket, operation, block, length, false);
 }
 
-static enum step step_receive(an_socket *socket, struct operation *operation, uint64_t *bytes) {
+static enum step step_receive(an_socket *socket, struct operation *operation) {
     struct an_pool *pool = &socket->port->pool;
     bool datagram = an_os_is_datagram(socket->type);
     bool lent = operation->at.buffer == NULL;
@@ -226,7 +226,7 @@ static enum step step_receive(an_socket *socket, struct operation *operation, ui
     bool end = !datagram && received == 0;
     if (!end && received < size && short_means_empty(socket))
         socket->receive.ready = false;
-    *bytes += received;
+    socket->port->pass_bytes += received;
     deliver(socket, operation, block, received, truncated);
     return STEP_ON;
 }
@@ -247,18 +247,17 @@ bool an_perform_stands_still(an_socket *socket, const struct operation *operatio
 
 void an_perform_receive(an_socket *socket) {
     struct an_direction *direction = &socket->receive;
-    uint64_t bytes = 0;
     int steps = 0;
     while (direction->head != NULL && direction->ready) {
         struct operation *operation = direction->head;
         if (an_perform_stands_still(socket, operation))
             return;
         bool accepts = operation->record.kind == AN_ACCEPT;
-        if (steps++ >= (accepts ? SHARE_ACCEPTS : SHARE_STEPS) || bytes >= SHARE_BYTES) {
+        if (steps++ >= (accepts ? SHARE_ACCEPTS : SHARE_STEPS) || socket->port->pass_bytes >= AN_PASS_BYTES) {
             an_port_make_ready(socket->port, socket);
             return;
         }
-        enum step step = accepts ? step_accept(socket, operation) : step_receive(socket, operation, &bytes);
+        enum step step = accepts ? step_accept(socket, operation) : step_receive(socket, operation);
         if (step == STEP_WAIT)
             break;
     }
@@ -493,7 +492,7 @@ void an_perform_transmit(an_socket *socket) {
     uint64_t bytes = 0;
     int steps = 0;
     while (may_try(socket)) {
-        if (steps++ >= SHARE_STEPS || bytes >= SHARE_BYTES * 4) {
+        if (steps++ >= SHARE_STEPS || bytes >= SHARE_BYTES_SENT) {
             an_port_make_ready(socket->port, socket);
             break;
         }

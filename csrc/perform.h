@@ -8,6 +8,11 @@
 
 #include "backend.h"
 
+/* What a pass receives before the user gets to see it, give or take one receive: by calls, and as much again where the
+ * system receives by itself. More would push out of the processor's cache what was received first, before it is used: an
+ * echo of 256 KiB messages cost a third more (bench/README.md). */
+enum { AN_PASS_BYTES = 256 << 10 };
+
 enum attempt an_perform_try_send(struct an_backend *backend, an_socket *socket, struct operation *operation,
                                  int *error);
 void an_perform_start(struct an_backend *backend, an_socket *socket, struct operation *operation);

@@ -419,6 +419,27 @@ an_socket *an_port_take_ready(an_port *port) {
     return first;
 }
 
+void an_port_return_ready(an_port *port, an_socket *first) {
+    an_socket *next, *last = NULL;
+    an_socket **end = &first;
+    an_mutex_lock(&port->lock);
+    for (an_socket *socket = first; socket != NULL; socket = next) {
+        next = socket->pass_next;
+        if (socket->on_ready) {
+            an_socket_drop(socket); /* another thread put it into the list, which holds it */
+            continue;
+        }
+        socket->on_ready = true;
+        *end = last = socket;
+        end = &socket->ready_next;
+    }
+    *end = port->ready_head;
+    port->ready_head = first;
+    if (port->ready_tail == NULL)
+        port->ready_tail = last;
+    an_mutex_unlock(&port->lock);
+}
+
 static int64_t earlier(int64_t a_ns, int64_t b_ns) { return a_ns < b_ns ? a_ns : b_ns; }
 
 int64_t an_port_begin_wait(an_port *port, int64_t until_ns) {
@@ -448,6 +469,7 @@ static int lead(an_port *port, int64_t until_ns) {
     port->leader = until_ns > 0 && !prepares ? LEADER_WAITING : LEADER_PROCESSING;
     port->leader_until_ns = until_ns;
     port->counts.waits++;
+    port->pass_bytes = 0;
     an_mutex_unlock(&port->lock);
     int error = port->interface->wait(port->backend, until_ns);
     an_mutex_lock(&port->lock);

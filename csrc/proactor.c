@@ -129,13 +129,15 @@ static void handle_all_reports(struct an_backend *backend, size_t count) {
     }
 }
 
-static void handle_all_ready(an_socket *first) {
-    an_socket *next;
-    for (an_socket *socket = first; socket != NULL; socket = next) {
+static void handle_all_ready(an_port *port, an_socket *first) {
+    an_socket *socket, *next;
+    for (socket = first; socket != NULL && port->pass_bytes < AN_PASS_BYTES; socket = next) {
         next = socket->pass_next;
         handle_ready(socket);
         an_socket_drop(socket);
     }
+    if (socket != NULL)
+        an_port_return_ready(port, socket);
 }
 
 static int adapter_wait(struct an_backend *backend, int64_t until_ns) {
@@ -155,8 +157,8 @@ static int adapter_wait(struct an_backend *backend, int64_t until_ns) {
     for (size_t i = 0; i < count; i++)
         backend->sockets[i] = an_port_find(port, backend->reports[i].tag);
     an_mutex_unlock(&port->lock);
+    handle_all_ready(port, ready); /* first: they have waited longer, and there is an end to what a pass receives */
     handle_all_reports(backend, count);
-    handle_all_ready(ready);
     an_socket_expire_all(expired);
     return error;
 }

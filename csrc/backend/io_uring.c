@@ -572,24 +572,29 @@ static void prepare_round(struct an_backend *backend) {
     port->now_ns = 0;
     arm_own(backend, backend->wakeup, REQUEST_WAKE);
     arm_own(backend, alarm, REQUEST_ALARM);
-    an_socket *next;
-    for (an_socket *socket = ready; socket != NULL; socket = next) {
+    an_socket *socket, *next;
+    for (socket = ready; socket != NULL && port->pass_bytes < AN_PASS_BYTES; socket = next) {
         next = socket->pass_next;
         prepare_socket(backend, socket);
         an_socket_drop(socket);
     }
+    if (socket != NULL)
+        an_port_return_ready(port, socket);
 }
 
-/* Takes completions out of the ring. *woken: wake was called. Returns how many are in entries. */
+/* Takes completions out of the ring, for a pass at most. *woken: wake was called. Returns how many are in entries. */
 static size_t reap(struct an_backend *backend, bool *woken) {
     struct io_uring *native = &backend->ring.native;
     struct io_uring_cqe *completion;
     size_t count = 0;
+    uint64_t bytes = 0;
     unsigned head, taken = 0;
     *woken = false;
     io_uring_for_each_cqe(native, head, completion) {
-        if (count == ENTRIES)
+        if (count == ENTRIES || bytes >= AN_PASS_BYTES)
             break;
+        if ((completion->flags & IORING_CQE_F_BUFFER) != 0 && completion->res > 0)
+            bytes += (uint64_t)completion->res;
         taken++;
         enum request request = request_of(completion->user_data);
         if ((completion->flags & IORING_CQE_F_MORE) == 0 && request != REQUEST_CANCEL)

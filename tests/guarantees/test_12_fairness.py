@@ -3,6 +3,7 @@ sockets. (Timers: tests/test_timer.py.)"""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 
@@ -225,3 +226,42 @@ def test_all_busy_sockets_get_their_share(port: an.CompletionPort) -> None:
         assert completion is not None
         counts[id(completion.socket)] += 1
     assert min(counts.values()) > 50, counts
+
+
+def test_many_busy_sockets_do_not_starve_a_calm_one(port: an.CompletionPort) -> None:
+    """They fill every batch; who found no room in one has its turn in the next."""
+    calm, calm_peer = pair(port)
+    calm.recv(multishot=True)
+    with contextlib.ExitStack() as floods:
+        for _ in range(6):
+            busy, busy_peer = pair(port)
+            busy.recv(multishot=True)
+            floods.enter_context(Flood(busy_peer))
+        for _ in range(20):
+            calm_peer.sendall(b"x")
+            assert completions_before(port, calm) < 500
+
+
+def test_a_batch_is_small_enough_for_the_cache(port: an.CompletionPort) -> None:
+    """It ends at some 256 KiB, give or take one receive (io_uring: as much again that came through
+    the ring), so that the first of it is still in the processor's cache when it is used. Nothing is
+    lost of what found no room."""
+    size, receive, count = 256 << 10, 64 << 10, 12
+    limit = (256 << 10) * (2 if port.backend == "io_uring" else 1) + receive
+    pairs = [pair(port) for _ in range(count)]
+    senders = [threading.Thread(target=peer.sendall, args=(bytes(size),)) for _, peer in pairs]
+    for ours, _ in pairs:
+        ours.recv(receive, multishot=True)
+    for sender in senders:
+        sender.start()
+    left = {ours: size for ours, _ in pairs}
+    while any(left.values()):
+        batch = port.dequeue_many(timeout=PATIENCE)
+        assert batch, "the rest never came"
+        assert sum(completion.transferred for completion in batch) < limit
+        for completion in batch:
+            assert completion.socket is not None
+            left[completion.socket] -= completion.transferred
+    for sender in senders:
+        sender.join(PATIENCE)
+    assert not any(left.values())
