@@ -99,6 +99,22 @@ int an_os_send_file(an_descriptor descriptor, an_descriptor file, uint64_t offse
 
 enum { AN_GATHER = 64 }; /* buffers of one system call; IOV_MAX is at least 16 by POSIX, 1024 where we run */
 
+/* ---- a pipe that ends a wait for descriptors, for reactors whose system has nothing better ------------------------- */
+
+/* Owned by its reactor. */
+struct an_wakeup {
+    an_descriptor read_end; /* readable from ring until drain */
+    an_descriptor write_end;
+};
+
+/* Neither end blocks, neither is inherited by programs. On failure read_end is -1, and there is nothing to close. */
+int an_wakeup_open(struct an_wakeup *wakeup);
+void an_wakeup_close(struct an_wakeup *wakeup);
+/* Any thread. */
+void an_wakeup_ring(const struct an_wakeup *wakeup);
+/* Who rings after it makes the pipe readable again. */
+void an_wakeup_drain(const struct an_wakeup *wakeup);
+
 /* ---- files --------------------------------------------------------------------------------------------------------- */
 
 int an_os_duplicate_file(an_descriptor file, an_descriptor *duplicate);

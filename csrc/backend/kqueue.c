@@ -1,9 +1,8 @@
 /* kqueue.c - the reactor on kqueue(2) of macOS and the BSDs: each socket registered once in both directions, with EV_CLEAR.
  *
  * No call per operation: what was ready at registration and each edge after it is reported. A kqueue knows a descriptor's
- * two directions as two filters, whose events are two reports. Waking is a pipe, on every system: EVFILT_USER would spare
- * its two descriptors, but NetBSD and OpenBSD got it late, and one way for all is the way that is tested. Knows descriptors
- * and tags only.
+ * two directions as two filters, whose events are two reports. Waking is an event of our own (EVFILT_USER), or a pipe where
+ * the system is too old for it. Knows descriptors and tags only.
  */
 #include "reactor.h"
 
@@ -23,8 +22,7 @@ _Static_assert(sizeof((struct kevent){0}.udata) == sizeof(uint64_t), "a tag trav
 
 struct an_reactor {
     int kqueue;
-    int pipe_read;
-    int pipe_write;
+    struct an_wakeup pipe;    /* -1: EVFILT_USER serves */
     uint32_t fork_generation; /* of the process that the kqueue belongs to */
     struct kevent events[AN_REPORTS];
 };
@@ -33,7 +31,7 @@ struct an_reactor {
 static const uint64_t TAG_WAKEUP = UINT64_MAX;
 static const uint64_t TAG_ALARM = UINT64_MAX - 1;
 
-enum { ALARM_IDENT = 1 };
+enum { ALARM_IDENT = 1, WAKEUP_IDENT = 2 };
 
 /* udata is a pointer, or an intptr_t on older NetBSD; filter is signed, or unsigned on NetBSD. */
 static struct kevent change(an_descriptor ident, int filter, unsigned short flags, uint64_t tag) {
@@ -52,28 +50,51 @@ static int apply(const struct an_reactor *reactor, const struct kevent *changes,
     return kevent(reactor->kqueue, changes, count, NULL, 0, &at_once) < 0 && errno != EINTR ? errno : 0;
 }
 
-/* A forked child has copies of the pipe and none of the kqueue: its number may be another file's there. */
+/* ---- waking ------------------------------------------------------------------------------------------------------------- */
+
+#if defined(EVFILT_USER)
+
+static int open_wakeup(struct an_reactor *reactor) {
+    struct kevent wakeup = change(WAKEUP_IDENT, EVFILT_USER, EV_ADD | EV_CLEAR, TAG_WAKEUP);
+    return apply(reactor, &wakeup, 1);
+}
+
+static void ring(struct an_reactor *reactor) {
+    struct kevent wakeup = change(WAKEUP_IDENT, EVFILT_USER, 0, TAG_WAKEUP);
+    wakeup.fflags = NOTE_TRIGGER;
+    int error = apply(reactor, &wakeup, 1);
+    assert(error == 0); /* what is there already needs no memory */
+    (void)error;
+}
+
+static void drain(const struct an_reactor *reactor) { (void)reactor; } /* EV_CLEAR did */
+
+#else
+
+static int open_wakeup(struct an_reactor *reactor) {
+    int error = an_wakeup_open(&reactor->pipe);
+    if (error != 0)
+        return error;
+    struct kevent wakeup = change(reactor->pipe.read_end, EVFILT_READ, EV_ADD | EV_CLEAR, TAG_WAKEUP);
+    return apply(reactor, &wakeup, 1);
+}
+
+static void ring(struct an_reactor *reactor) { an_wakeup_ring(&reactor->pipe); }
+
+/* One that rings after the bytes were taken makes a new edge; before, and this wait answers for it. */
+static void drain(const struct an_reactor *reactor) { an_wakeup_drain(&reactor->pipe); }
+
+#endif
+
+/* ---- the interface, in the header's order ---------------------------------------------------------------------------- */
+
+/* A forked child has a copy of the pipe and none of the kqueue: its number may be another file's there. */
 static void close_reactor(struct an_reactor *reactor) {
-    if (reactor->pipe_read >= 0)
-        close(reactor->pipe_read);
-    if (reactor->pipe_write >= 0)
-        close(reactor->pipe_write);
+    if (reactor->pipe.read_end >= 0)
+        an_wakeup_close(&reactor->pipe);
     if (reactor->kqueue >= 0 && reactor->fork_generation == an_fork_generation())
         close(reactor->kqueue);
     free(reactor);
-}
-
-static int open_pipe(struct an_reactor *reactor) {
-    int ends[2];
-    if (pipe(ends) < 0)
-        return errno;
-    reactor->pipe_read = ends[0];
-    reactor->pipe_write = ends[1];
-    for (int i = 0; i < 2; i++) {
-        if (fcntl(ends[i], F_SETFL, O_NONBLOCK) < 0 || fcntl(ends[i], F_SETFD, FD_CLOEXEC) < 0)
-            return errno;
-    }
-    return 0;
 }
 
 /* Not inherited by fork, but kept by exec. */
@@ -88,21 +109,31 @@ static int open_reactor(struct an_reactor **opened) {
     struct an_reactor *reactor = malloc(sizeof *reactor);
     if (reactor == NULL)
         return ENOMEM;
-    reactor->kqueue = reactor->pipe_read = reactor->pipe_write = -1;
+    reactor->pipe.read_end = -1;
     reactor->fork_generation = an_fork_generation();
-    int error = open_pipe(reactor);
+    int error = open_kqueue(reactor);
     if (error == 0)
-        error = open_kqueue(reactor);
-    if (error == 0) {
-        struct kevent wakeup = change(reactor->pipe_read, EVFILT_READ, EV_ADD | EV_CLEAR, TAG_WAKEUP);
-        error = apply(reactor, &wakeup, 1);
-    }
+        error = open_wakeup(reactor);
     if (error != 0) {
         close_reactor(reactor);
         return error;
     }
     *opened = reactor;
     return 0;
+}
+
+static int add(struct an_reactor *reactor, an_descriptor descriptor, uint64_t tag) {
+    struct kevent changes[] = {
+        change(descriptor, EVFILT_READ, EV_ADD | EV_CLEAR, tag),
+        change(descriptor, EVFILT_WRITE, EV_ADD | EV_CLEAR, tag),
+    };
+    int error = apply(reactor, changes, 2);
+    if (error != 0) {
+        struct kevent undo =
+            change(descriptor, EVFILT_READ, EV_DELETE, tag); /* the second may have been the refused one */
+        apply(reactor, &undo, 1);
+    }
+    return error;
 }
 
 /* Closing the descriptor would do it as well, but a wait that begins before that must not report it. Each change has its
@@ -116,17 +147,6 @@ static void remove_descriptor(struct an_reactor *reactor, an_descriptor descript
         apply(reactor, &changes[1], 1);
 }
 
-static int add(struct an_reactor *reactor, an_descriptor descriptor, uint64_t tag) {
-    struct kevent changes[] = {
-        change(descriptor, EVFILT_READ, EV_ADD | EV_CLEAR, tag),
-        change(descriptor, EVFILT_WRITE, EV_ADD | EV_CLEAR, tag),
-    };
-    int error = apply(reactor, changes, 2);
-    if (error != 0)
-        remove_descriptor(reactor, descriptor, tag);
-    return error;
-}
-
 /* An end that was there is told by EV_EOF; but no flag that all systems have tells of an urgent byte, at which a receive
  * stops with more behind it. So a receive that comes back short never means "empty" here: it costs a server one more
  * receive a message, and is right. The end of one direction is told to both: a send may have to fail now. */
@@ -134,13 +154,6 @@ static uint32_t translate(const struct kevent *event) {
     if ((event->flags & (EV_EOF | EV_ERROR)) != 0)
         return REACTOR_RECEIVE | REACTOR_HIDDEN | REACTOR_TRANSMIT;
     return event->filter == EVFILT_READ ? REACTOR_RECEIVE | REACTOR_HIDDEN : REACTOR_TRANSMIT;
-}
-
-/* One that writes after the bytes were taken makes a new edge; before, and this wait answers for it. */
-static void drain(const struct an_reactor *reactor) {
-    char bytes[64];
-    while (read(reactor->pipe_read, bytes, sizeof bytes) > 0) {
-    }
 }
 
 /* The time left, NULL for AN_NEVER. A day at most: some systems refuse years (macOS: over 10^8 s), and a wait may end
@@ -179,14 +192,7 @@ static int wait_for_reports(struct an_reactor *reactor, int64_t until_ns, struct
     return 0;
 }
 
-/* A full pipe (EAGAIN) holds wake-ups enough. */
-static void wake(struct an_reactor *reactor) {
-    ssize_t written;
-    do
-        written = write(reactor->pipe_write, "w", 1);
-    while (written < 0 && errno == EINTR);
-    assert(written == 1 || errno == EAGAIN);
-}
+static void wake(struct an_reactor *reactor) { ring(reactor); }
 
 static int get_descriptor(struct an_reactor *reactor, an_descriptor *descriptor) {
     *descriptor = reactor->kqueue;

@@ -11,11 +11,8 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 struct entry {
     int descriptor;      /* -1: free */
@@ -29,8 +26,7 @@ struct an_reactor {
     uint32_t count;        /* lock */
     bool waiting;          /* lock: a thread is in poll */
     bool wake_written;     /* lock: the pipe holds a byte */
-    int pipe_read;
-    int pipe_write;
+    struct an_wakeup wakeup;
     /* The waiting thread's: what it polls, and how far it has reported what the last poll found. */
     struct pollfd *polled; /* [0] is the pipe */
     uint64_t *tags;        /* of polled[i] */
@@ -40,8 +36,7 @@ struct an_reactor {
 };
 
 static void close_reactor(struct an_reactor *reactor) {
-    close(reactor->pipe_read);
-    close(reactor->pipe_write);
+    an_wakeup_close(&reactor->wakeup);
     free(reactor->entries);
     free(reactor->polled);
     free(reactor->tags);
@@ -49,44 +44,23 @@ static void close_reactor(struct an_reactor *reactor) {
     free(reactor);
 }
 
-static int open_pipe(int ends[2]) {
-    if (pipe(ends) < 0)
-        return errno;
-    for (int i = 0; i < 2; i++) {
-        if (fcntl(ends[i], F_SETFL, O_NONBLOCK) < 0 || fcntl(ends[i], F_SETFD, FD_CLOEXEC) < 0) {
-            int error = errno;
-            close(ends[0]);
-            close(ends[1]);
-            return error;
-        }
-    }
-    return 0;
-}
-
 static int open_reactor(struct an_reactor **opened) {
-    int ends[2];
     struct an_reactor *reactor = calloc(1, sizeof *reactor);
     if (reactor == NULL)
         return ENOMEM;
-    int error = open_pipe(ends);
+    int error = an_wakeup_open(&reactor->wakeup);
     if (error != 0) {
         free(reactor);
         return error;
     }
     an_mutex_init(&reactor->lock);
-    reactor->pipe_read = ends[0];
-    reactor->pipe_write = ends[1];
     *opened = reactor;
     return 0;
 }
 
 static void wake_locked(struct an_reactor *reactor) {
-    if (reactor->wake_written)
-        return;
-    ssize_t written;
-    do
-        written = write(reactor->pipe_write, "w", 1);
-    while (written < 0 && errno == EINTR);
+    if (!reactor->wake_written)
+        an_wakeup_ring(&reactor->wakeup);
     reactor->wake_written = true;
 }
 
@@ -156,7 +130,7 @@ static bool make_room_to_poll(struct an_reactor *reactor) {
 static int list_expecting(struct an_reactor *reactor) {
     if (!make_room_to_poll(reactor))
         return ENOMEM;
-    reactor->polled[0] = (struct pollfd){.fd = reactor->pipe_read, .events = POLLIN};
+    reactor->polled[0] = (struct pollfd){.fd = (int)reactor->wakeup.read_end, .events = POLLIN};
     uint32_t count = 1;
     for (uint32_t i = 0; i < reactor->count; i++) {
         const struct entry *entry = &reactor->entries[i];
@@ -172,13 +146,6 @@ static int list_expecting(struct an_reactor *reactor) {
     }
     reactor->polled_count = count;
     return 0;
-}
-
-static void drain(struct an_reactor *reactor) {
-    char bytes[8];
-    while (read(reactor->pipe_read, bytes, sizeof bytes) > 0) {
-    }
-    reactor->wake_written = false;
 }
 
 static uint32_t translate(short native) {
@@ -221,8 +188,10 @@ static int poll_once(struct an_reactor *reactor, int64_t until_ns, bool *woken) 
     reactor->waiting = false;
     reactor->cursor = found > 0 ? 1 : reactor->polled_count;
     *woken = found > 0 && reactor->polled[0].revents != 0;
-    if (*woken)
-        drain(reactor);
+    if (*woken) {
+        an_wakeup_drain(&reactor->wakeup);
+        reactor->wake_written = false;
+    }
     return error;
 }
 

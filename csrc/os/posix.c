@@ -10,6 +10,7 @@
 #include "os/system.h"
 
 #include <arpa/inet.h>
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -302,6 +303,46 @@ int an_os_send_file(an_descriptor descriptor, an_descriptor file, uint64_t offse
     }
     int error = an_system_send_file((int)descriptor, (int)file, offset, length, sent);
     return error == EINVAL ? send_file_by_copy(descriptor, (int)file, offset, length, sent) : error;
+}
+
+/* ---- a pipe that ends a wait ------------------------------------------------------------------------------------------ */
+
+/* pipe2(2) would do it in one call; macOS has none. */
+int an_wakeup_open(struct an_wakeup *wakeup) {
+    int ends[2];
+    wakeup->read_end = -1;
+    if (pipe(ends) < 0)
+        return errno;
+    *wakeup = (struct an_wakeup){.read_end = ends[0], .write_end = ends[1]};
+    for (int i = 0; i < 2; i++) {
+        if (fcntl(ends[i], F_SETFL, O_NONBLOCK) < 0 || fcntl(ends[i], F_SETFD, FD_CLOEXEC) < 0) {
+            int error = errno;
+            an_wakeup_close(wakeup);
+            wakeup->read_end = -1;
+            return error;
+        }
+    }
+    return 0;
+}
+
+void an_wakeup_close(struct an_wakeup *wakeup) {
+    close((int)wakeup->read_end);
+    close((int)wakeup->write_end);
+}
+
+/* A full pipe (EAGAIN) is readable enough. */
+void an_wakeup_ring(const struct an_wakeup *wakeup) {
+    ssize_t written;
+    do
+        written = write((int)wakeup->write_end, "w", 1);
+    while (written < 0 && errno == EINTR);
+    assert(written == 1 || errno == EAGAIN);
+}
+
+void an_wakeup_drain(const struct an_wakeup *wakeup) {
+    char bytes[64];
+    while (read((int)wakeup->read_end, bytes, sizeof bytes) > 0) {
+    }
 }
 
 /* ---- files ---------------------------------------------------------------------------------------------------------- */

@@ -2,12 +2,12 @@
  *
  * It is a kqueue in what that file relies on: a descriptor has two filters with states of their own; EV_CLEAR reports what
  * is there at EV_ADD and then each edge; EV_EOF comes with what is still to read; a filter that was deleted is reported
- * no more, also by a thread that looks just then; a timer fires once; the queue's descriptor is readable while events
- * stand in it; timeouts are relative and fine; a signal ends a wait; a forked child has no kqueue. What it does not do it
- * refuses (EINVAL).
+ * no more, also by a thread that looks just then; a timer fires once; a user's event once for all triggers before it is
+ * taken; the queue's descriptor is readable while events stand in it; timeouts are relative and fine; a signal ends a wait;
+ * a forked child has no kqueue. What it does not do it refuses (EINVAL).
  *
- * How: an epoll for each filter with each descriptor edge-triggered, and the timer, within one epoll, which is the queue's
- * descriptor. No descriptor is duplicated: that would keep a closed connection open.
+ * How: an epoll for each filter with each descriptor edge-triggered, the timer and the user's event within one epoll, which is
+ * the queue's descriptor. No descriptor is duplicated: that would keep a closed connection open.
  *
  * It does not prove what the systems' kernels do: when they make an edge (they wake a writer at each acknowledgement), what
  * they say of half-closed and reset connections, of urgent bytes, of AF_UNIX, of a socket that was never connected; how
@@ -26,6 +26,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/timerfd.h>
 
@@ -45,12 +46,15 @@ struct queue {
     int outer;          /* the queue's descriptor */
     int inner[FILTERS];
     int timer; /* -1 until there was one */
+    int user;  /* likewise */
     pthread_mutex_t lock;
     struct watch *watches[FILTERS]; /* lock; by descriptor */
     int watch_count;                /* lock */
     bool timer_present;             /* lock */
     uintptr_t timer_ident;          /* lock */
     void *timer_udata;              /* lock */
+    uintptr_t user_ident;           /* lock */
+    void *user_udata;               /* lock */
     int turn;                       /* lock: the filter that is looked at first, so that none starves */
 };
 
@@ -65,6 +69,8 @@ static void give_back(struct queue *queue) {
     }
     if (queue->timer >= 0)
         close(queue->timer);
+    if (queue->user >= 0)
+        close(queue->user);
     if (queue->outer >= 0)
         close(queue->outer);
     free(queue);
@@ -102,7 +108,7 @@ int kqueue(void) {
         errno = ENOMEM; /* not left to calloc: a test's own may not set it */
         return -1;
     }
-    queue->timer = -1;
+    queue->timer = queue->user = -1;
     queue->outer = epoll_create1(0);
     for (int filter = 0; filter < FILTERS; filter++)
         queue->inner[filter] = epoll_create1(EPOLL_CLOEXEC);
@@ -218,9 +224,31 @@ static int delete_timer(struct queue *queue, const struct kevent *change) {
     return set_timer(queue, 0);
 }
 
+static int add_user(struct queue *queue, const struct kevent *change) {
+    if (change->flags != (EV_ADD | EV_CLEAR) || change->fflags != 0 || queue->user >= 0)
+        return EINVAL;
+    queue->user = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (queue->user < 0 || !nest(queue, queue->user))
+        return errno;
+    queue->user_ident = change->ident;
+    queue->user_udata = change->udata;
+    return 0;
+}
+
+static int trigger_user(struct queue *queue, const struct kevent *change) {
+    uint64_t one = 1;
+    if (change->flags != 0 || change->fflags != NOTE_TRIGGER)
+        return EINVAL;
+    if (queue->user < 0 || queue->user_ident != change->ident)
+        return ENOENT;
+    return write(queue->user, &one, sizeof one) == sizeof one ? 0 : errno;
+}
+
 static int apply(struct queue *queue, const struct kevent *change) {
     bool adds = (change->flags & EV_ADD) != 0;
     bool is_timer = change->filter == EVFILT_TIMER;
+    if (change->filter == AN_STAND_IN_USER)
+        return adds ? add_user(queue, change) : trigger_user(queue, change);
     int known = EV_ADD | EV_DELETE | (is_timer ? EV_ONESHOT : EV_CLEAR);
     if ((change->flags & ~known) != 0 || adds == ((change->flags & EV_DELETE) != 0))
         return EINVAL;
@@ -289,9 +317,19 @@ static int collect_timer(struct queue *queue, struct kevent *events, int room) {
     return 1;
 }
 
+static int collect_user(struct queue *queue, struct kevent *events, int room) {
+    uint64_t triggers;
+    if (room == 0 || queue->user < 0 || read(queue->user, &triggers, sizeof triggers) != sizeof triggers)
+        return 0;
+    events[0] = (struct kevent){
+        .ident = queue->user_ident, .filter = AN_STAND_IN_USER, .flags = EV_ADD | EV_CLEAR, .udata = queue->user_udata};
+    return 1;
+}
+
 static int collect(struct queue *queue, struct kevent *events, int room) {
     pthread_mutex_lock(&queue->lock);
     int count = collect_timer(queue, events, room);
+    count += collect_user(queue, events + count, room - count);
     int first = queue->turn;
     queue->turn = FILTERS - 1 - first;
     count += collect_filter(queue, first, events + count, room - count);

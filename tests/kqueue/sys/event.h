@@ -6,7 +6,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { EVFILT_READ = -1, EVFILT_WRITE = -2, EVFILT_TIMER = -7 };
+enum { EVFILT_READ = -1, EVFILT_WRITE = -2, EVFILT_TIMER = -7, AN_STAND_IN_USER = -11 };
+
+/* A macro, as the systems have it: older ones lack it, and so does a build with AN_STAND_IN_OLD. */
+#if !defined(AN_STAND_IN_OLD)
+#define EVFILT_USER AN_STAND_IN_USER
+#endif
+
+enum { NOTE_TRIGGER = 0x01000000 };
 
 enum {
     EV_ADD = 0x0001,
