@@ -97,7 +97,10 @@ int an_os_send_message(an_descriptor descriptor, const an_buffer *buffers, size_
 /* *sent 0 without an error: the end of the file. */
 int an_os_send_file(an_descriptor descriptor, an_descriptor file, uint64_t offset, uint64_t count, size_t *sent);
 
-enum { AN_GATHER = 64 }; /* buffers of one system call; IOV_MAX is at least 16 by POSIX, 1024 where we run */
+enum {
+    AN_GATHER = 64,          /* buffers of one system call; IOV_MAX is at least 16 by POSIX, 1024 where we run */
+    AN_CALL_BYTES = 1 << 30, /* of a stream in one system call; macOS refuses more than INT_MAX */
+};
 
 /* ---- a pipe that ends a wait for descriptors, for reactors whose system has nothing better ------------------------- */
 

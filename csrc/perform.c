@@ -208,7 +208,8 @@ static enum step step_receive(an_socket *socket, struct operation *operation) {
     bool datagram = an_os_is_datagram(socket->type);
     bool lent = operation->at.buffer == NULL;
     bool addressed = operation->record.kind == AN_RECVFROM;
-    size_t size = lent && operation->length > AN_RECEIVE_LARGEST ? AN_RECEIVE_LARGEST : (size_t)operation->length;
+    size_t most = lent ? AN_RECEIVE_LARGEST : AN_CALL_BYTES;
+    size_t size = operation->length < most ? (size_t)operation->length : most;
     struct an_block *block = NULL;
     if (lent || addressed) {
         block = an_pool_offer(pool, addressed, lent ? size : 0);
@@ -283,6 +284,19 @@ static size_t list_pieces(const struct operation *operation, an_buffer *buffers,
     return count;
 }
 
+/* Cuts what a stream has to send to what one call may take; returns how many buffers are left of it. */
+static size_t cut_to_one_call(an_buffer *buffers, size_t count) {
+    size_t room = AN_CALL_BYTES;
+    for (size_t i = 0; i < count; i++) {
+        if (buffers[i].length > room) {
+            buffers[i].length = room;
+            return i + 1;
+        }
+        room -= buffers[i].length;
+    }
+    return count;
+}
+
 /* Counts `sent` bytes of an operation as gone. `linked`: it stands in its direction, so in unsent as well. */
 static void advance(an_socket *socket, struct operation *operation, uint64_t sent, bool linked) {
     operation->record.transferred += sent;
@@ -323,6 +337,8 @@ static enum attempt attempt_send(an_socket *socket, struct operation *operation,
         an_buffer buffers[AN_GATHER];
         size_t sent = 0;
         size_t count = list_pieces(operation, buffers, AN_GATHER);
+        if (!datagram)
+            count = cut_to_one_call(buffers, count);
         *error = hand_over(socket, buffers, count, address, &sent);
         if (*error == AN_EAGAIN) {
             sending_must_wait(socket);
@@ -377,7 +393,7 @@ static enum step step_stream(an_socket *socket, uint64_t *bytes) {
     bool empty = an_operation_remaining(operation) == 0; /* goes alone: it needs no room, those behind it may */
     for (; is_next_send(operation) && count < AN_GATHER; operation = empty ? NULL : an_operation_next(operation))
         count += list_pieces(operation, &buffers[count], AN_GATHER - count);
-    int error = hand_over(socket, buffers, count, NULL, &sent);
+    int error = hand_over(socket, buffers, cut_to_one_call(buffers, count), NULL, &sent);
     if (error == AN_EAGAIN)
         return not_now(&socket->transmit);
     if (error != 0) {
