@@ -15,6 +15,9 @@
 
 /* ---- conditions: they have no clock of their own, but take the time left ---------------------------------------------- */
 
+/* Waits may end early without a reason: a day at most spares the kernel's arithmetic years in nanoseconds. */
+static const int64_t LONGEST_WAIT_NS = INT64_C(86400000000000);
+
 void an_condition_init(struct an_condition *condition) { pthread_cond_init(&condition->native, NULL); }
 
 void an_condition_wait(struct an_condition *condition, struct an_mutex *mutex, int64_t until_ns) {
@@ -25,6 +28,8 @@ void an_condition_wait(struct an_condition *condition, struct an_mutex *mutex, i
     int64_t left_ns = until_ns - an_clock();
     if (left_ns < 0)
         left_ns = 0;
+    if (left_ns > LONGEST_WAIT_NS)
+        left_ns = LONGEST_WAIT_NS;
     struct timespec left = {.tv_sec = (time_t)(left_ns / 1000000000), .tv_nsec = (long)(left_ns % 1000000000)};
     pthread_cond_timedwait_relative_np(&condition->native, &mutex->native, &left);
 }
@@ -66,17 +71,40 @@ int an_os_is_listening(an_descriptor descriptor, bool *listening) {
     return told == (int)sizeof info ? 0 : errno;
 }
 
+/* accept takes a connection from the queue before it looks for a descriptor, and drops the connection when there is none.
+ * So from the first time that this happens until there are descriptors again, one is had before. */
+static uint32_t scarce; /* atomic */
+
+static int look_for_descriptor(int listener) {
+    if (an_atomic_load32(&scarce) == 0)
+        return 0;
+    int found = fcntl(listener, F_DUPFD_CLOEXEC, 0);
+    if (found < 0)
+        return errno;
+    close(found);
+    an_atomic_store32(&scarce, 0);
+    return 0;
+}
+
+static int accept_failed(int error) {
+    if (error == EMFILE || error == ENFILE)
+        an_atomic_store32(&scarce, 1);
+    return an_try_again(error);
+}
+
 /* A connection that was reset before it is accepted comes out all the same: without an address, and without options. */
 int an_os_accept(an_descriptor listener, an_descriptor *accepted, an_address *address) {
-    int opened;
+    int opened, error = look_for_descriptor((int)listener);
     socklen_t length;
+    if (error != 0)
+        return error;
     do {
         length = sizeof address->storage;
         opened = accept((int)listener, an_system_address(address), &length);
     } while (opened < 0 && errno == EINTR);
     if (opened < 0)
-        return an_try_again(errno);
-    int error = length == 0 ? ECONNABORTED : prepare_new(opened);
+        return accept_failed(errno);
+    error = length == 0 ? ECONNABORTED : prepare_new(opened);
     if (error != 0) {
         close(opened);
         return error == EINVAL ? ECONNABORTED : error;

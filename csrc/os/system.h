@@ -14,7 +14,8 @@
 #include <sys/types.h>
 
 /* MSG_DONTWAIT although the descriptor is non-blocking: that flag is the open file's, and who holds a duplicate of an
- * adopted socket can take it away. macOS: its headers know MSG_NOSIGNAL by now, the kernels in use may not. */
+ * adopted socket can take it away. macOS heeds it in receives only; its headers know MSG_NOSIGNAL by now, the kernels in use
+ * may not. */
 #if defined(__APPLE__)
 enum { SYSTEM_SEND_FLAGS = MSG_DONTWAIT };
 #else
