@@ -1,4 +1,4 @@
-"""What README.md holds for programs: its code blocks and its commands.
+"""What README.md and ARCHITECTURE.md hold for programs: code blocks and commands.
 
 python tools/readme.py command NAME     prints the command that makes the environment .venv-NAME
 """
@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+ARCHITECTURE = README.with_name("ARCHITECTURE.md")
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, document: Path = README) -> list[str]:
     """The fenced code blocks of a language, in their order."""
-    text = README.read_text("utf-8")
+    text = document.read_text("utf-8")
     return re.findall(rf"^```{re.escape(language)}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 

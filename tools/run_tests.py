@@ -1,16 +1,21 @@
 """Runs the test suite against the installed package and ends with the counts for each backend.
 
-    python tools/run_tests.py [--installed] [ARGUMENT OF PYTEST ...]
+    python tools/run_tests.py [--installed] [--side-by-side] [ARGUMENT OF PYTEST ...]
 
 Paths among the arguments count from the project's root. With ``--installed`` it refuses to run if
 ``asyncio_native`` comes from anywhere but this interpreter's own site-packages (an editable
-install, a folder on PYTHONPATH).
+install, a folder on PYTHONPATH). With ``--side-by-side`` each backend's tests run in a process of
+their own, and those without a backend in one more, all at once: the tests mostly wait. What
+they say is printed at the end.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -57,6 +62,28 @@ class SkipMeasuring:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+class Share:
+    """A pytest plugin: of all tests, those of a backend, or those without one."""
+
+    def __init__(self, with_backend: bool) -> None:
+        self._with_backend = with_backend
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Deselects the others."""
+        others = [item for item in items if bool(backend_of(item)) != self._with_backend]
+        items[:] = [item for item in items if bool(backend_of(item)) == self._with_backend]
+        config.hook.pytest_deselected(items=others)
+
+
+def backend_of(item: pytest.Item) -> str:
+    """The backend that a test runs on, or an empty string."""
+    parameters = getattr(item, "callspec", None)
+    backend: str = parameters.params.get("backend", "") if parameters else ""
+    return backend
+
+
 class BackendCounts:
     """A pytest plugin: how many tests of each backend passed, failed and were skipped."""
 
@@ -67,9 +94,7 @@ class BackendCounts:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Remembers the backend of each test that is going to run."""
         for item in session.items:
-            parameters = getattr(item, "callspec", None)
-            backend = parameters.params.get("backend", "") if parameters else ""
-            self._backend_of[item.nodeid] = backend
+            self._backend_of[item.nodeid] = backend_of(item)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Counts a test by its call, or by its set-up or tear-down where that decides."""
@@ -92,19 +117,65 @@ class BackendCounts:
             terminalreporter.write_line(f"{backend or 'without a backend'}: {shown}")
 
 
+def shares() -> list[tuple[str, str]]:
+    """What each process of ``--side-by-side`` is given: its flag, and its backends."""
+    names = [backend.name for backend in asyncio_native.backends() if backend.available]
+    if wanted := os.environ.get("ASYNCIO_NATIVE_TEST_BACKENDS"):
+        names = wanted.split(",")
+    return [*(("--with-backend", name) for name in names), ("--without-backend", names[0])]
+
+
+def run_side_by_side(arguments: list[str]) -> int:
+    """Starts this program for each backend and for the rest; returns the first bad status.
+
+    Interrupted, it ends all of them and prints what they said so far.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    running: list[tuple[subprocess.Popen[bytes], Path]] = []
+    statuses = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for flag, backend in shares():
+                output = Path(folder, flag + backend)
+                with output.open("wb") as file:
+                    process = subprocess.Popen(
+                        [sys.executable, __file__, flag, *arguments],
+                        env=os.environ | {"ASYNCIO_NATIVE_TEST_BACKENDS": backend},
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    )
+                running.append((process, output))
+            for process, _ in running:
+                statuses.append(process.wait())
+        finally:
+            for process, output in running:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+                print(output.read_text(errors="replace"), flush=True)
+    # A share may be empty by the arguments, all of them may not.
+    none = int(pytest.ExitCode.NO_TESTS_COLLECTED)
+    return next((status for status in statuses if status not in (0, none)), min(statuses))
+
+
 def main(arguments: list[str]) -> int:
     """Runs pytest and returns its exit status."""
+    flags = {"--installed", "--side-by-side", "--with-backend", "--without-backend"}
+    given = flags.intersection(arguments)
+    arguments = [argument for argument in arguments if argument not in flags]
     package = Path(asyncio_native.__file__).resolve().parent
-    if "--installed" in arguments:
-        arguments = [argument for argument in arguments if argument != "--installed"]
-        if not package.is_relative_to(Path(sys.prefix).resolve()):
-            print(f"asyncio_native is not installed in {sys.prefix}: it is {package}")
-            return 2
+    if "--installed" in given and not package.is_relative_to(Path(sys.prefix).resolve()):
+        print(f"asyncio_native is not installed in {sys.prefix}: it is {package}")
+        return 2
     print(f"asyncio_native of {package}", flush=True)
+    if "--side-by-side" in given:
+        return run_side_by_side(arguments)
     os.chdir(ROOT)
     plugins: list[object] = [BackendCounts()]
     if SANITIZERS:
         plugins.append(SkipMeasuring())
+    if given & {"--with-backend", "--without-backend"}:
+        plugins.append(Share("--with-backend" in given))
     return int(pytest.main(arguments, plugins=plugins))
 
 

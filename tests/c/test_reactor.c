@@ -1,4 +1,6 @@
-/* Each reactor alone, through reactor.h: what it must report, and what it must not. A new reactor goes into the table. */
+/* Each reactor alone, through reactor.h: what it must report, and what it must not. A new reactor goes into the table; with
+ * -DAN_REACTOR_OF_YOURS=NAME one from outside does.
+ */
 #include "check.h"
 #include "reactor.h"
 
@@ -6,7 +8,14 @@
 #include <poll.h>
 #include <sys/wait.h>
 
+#if defined(AN_REACTOR_OF_YOURS)
+extern const struct an_reactor_interface AN_REACTOR_OF_YOURS;
+#endif
+
 static const struct an_reactor_interface *const reactors[] = {
+#if defined(AN_REACTOR_OF_YOURS)
+    &AN_REACTOR_OF_YOURS,
+#endif
 #if defined(__linux__)
     &an_reactor_epoll,
 #endif
