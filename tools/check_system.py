@@ -9,6 +9,28 @@ temporary folder, runs the C tests, the whole test suite and c10k on each backen
 and changes nothing else. It takes half an hour; ``--quick`` leaves out the slow tests.
 
 Read the report before you send it: it names this machine's system and folders.
+
+What nobody knows before such a report, as code was written from manual pages and kernel sources:
+
+- Edges: that EV_CLEAR makes one for each arrival, for an end behind data, a reset, a refused
+  connect, an acknowledgement that makes room, a connection on a listener that was watched before
+  it listened; and what AF_UNIX makes of all that. A missing one is a test that hangs.
+- What is said of a socket that was never connected (nothing, the code assumes), and of one that
+  was shut down in both directions (macOS: EINVAL from getpeername and setsockopt).
+- accept: a connection that died in the queue (ECONNABORTED; macOS: one without an address), and
+  no descriptors left (macOS drops the connection; the code lets that happen once an episode).
+- Sends: ENOBUFS of local datagrams (tried again by a timer) and of the internet's (reported),
+  macOS' EPROTOTYPE, more than INT_MAX bytes (macOS refuses them, the code never asks), an AF_UNIX
+  listener whose backlog is full (refused at once; on Linux the connect waits).
+- sendfile: the count that comes with EAGAIN and EINTR, files and sockets that it refuses.
+- SIGPIPE: that SO_NOSIGPIPE holds on accepted sockets, and for sendfile.
+- EVFILT_USER: that many triggers before a wait are one event, and none is lost.
+- EVFILT_TIMER and the timeout of kevent: never early, how late; on a machine that slept.
+- fork: that the child has no kqueue, and its close harms none of the parent's registrations.
+- The kqueue's own descriptor watched by poll, select and another kqueue (``fileno()``).
+- Limits: kern.maxfilesperproc, kern.ipc.somaxconn, kern.kq_calloutmax.
+- The tests: those that read memory and descriptors from /proc are skipped or fail elsewhere.
+- Speed.
 """
 
 from __future__ import annotations
