@@ -122,6 +122,7 @@ static int open_reactor(struct an_reactor **opened) {
     return 0;
 }
 
+/* Where the second change was the refused one, the first is undone. */
 static int add(struct an_reactor *reactor, an_descriptor descriptor, uint64_t tag) {
     struct kevent changes[] = {
         change(descriptor, EVFILT_READ, EV_ADD | EV_CLEAR, tag),
@@ -129,8 +130,7 @@ static int add(struct an_reactor *reactor, an_descriptor descriptor, uint64_t ta
     };
     int error = apply(reactor, changes, 2);
     if (error != 0) {
-        struct kevent undo =
-            change(descriptor, EVFILT_READ, EV_DELETE, tag); /* the second may have been the refused one */
+        struct kevent undo = change(descriptor, EVFILT_READ, EV_DELETE, tag);
         apply(reactor, &undo, 1);
     }
     return error;
