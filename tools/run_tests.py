@@ -117,6 +117,10 @@ class BackendCounts:
             terminalreporter.write_line(f"{backend or 'without a backend'}: {shown}")
 
 
+# They share the processors, and so may have to wait longer than one process alone (seconds).
+PATIENT = {"ASYNCIO_NATIVE_TEST_PATIENCE": "30", "ASYNCIO_NATIVE_TEST_TIMEOUT": "120"}
+
+
 def shares() -> list[tuple[str, str]]:
     """What each process of ``--side-by-side`` is given: its flag, and its backends."""
     names = [backend.name for backend in asyncio_native.backends() if backend.available]
@@ -140,7 +144,7 @@ def run_side_by_side(arguments: list[str]) -> int:
                 with output.open("wb") as file:
                     process = subprocess.Popen(
                         [sys.executable, __file__, flag, *arguments],
-                        env=os.environ | {"ASYNCIO_NATIVE_TEST_BACKENDS": backend},
+                        env=PATIENT | os.environ | {"ASYNCIO_NATIVE_TEST_BACKENDS": backend},
                         stdout=file,
                         stderr=subprocess.STDOUT,
                     )

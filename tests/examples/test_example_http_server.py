@@ -181,7 +181,9 @@ def test_wrk(backend: str, root: Path) -> None:
     with serving(root, backend) as example:
         before = example.descriptors()
         for path in ("/", "/big"):
-            report = run(["wrk", "-t1", "-c20", "-d1s", example.url(path)]).decode()
+            report = run(
+                ["wrk", "-t1", "-c20", "-d1s", "--timeout", "20s", example.url(path)]
+            ).decode()
             requests = re.search(r"(\d+) requests in", report)
             assert requests is not None, report
             assert int(requests[1]) > 10, report
