@@ -84,8 +84,8 @@ GRACE_SECONDS = 10.0
 STOP_SECONDS = 5.0
 """For a process to end when it is told to."""
 
-LAST_MOMENTS_SECONDS = 0.5
-"""For a server that may be dying, to tell its death from mere errors."""
+LAST_MOMENTS_SECONDS = 2.0
+"""For a server that may be dying, to tell its death from mere errors, also on a busy machine."""
 
 TICK_SECONDS = 0.1
 """How often the progress bar moves."""
