@@ -199,6 +199,7 @@ struct an_requests {
     an_descriptor descriptor; /* in that list */
     int32_t error;            /* came instead of data, not told yet */
     uint32_t round;           /* the backend's round in which requests were last prepared */
+    uint32_t fork_count;      /* of the time when accepting was last asked for */
     uint8_t armed;            /* kinds of requests that the system has */
     uint8_t cancelled;        /* of them: it was asked to end them */
     uint8_t once;             /* of them: ends with its first completion by itself */

@@ -193,6 +193,7 @@ static void arm_accept(struct an_backend *backend, an_socket *socket) {
         return;
     io_uring_prep_multishot_accept(submission, (int)socket->descriptor, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
     arm(backend, socket, submission, REQUEST_ACCEPT);
+    socket->requests.fork_count = an_fork_count();
 }
 
 /* ---- receiving: leader, socket.lock held ---------------------------------------------------------------------------------------- */
@@ -251,6 +252,7 @@ static bool hand_accepted(an_socket *socket, struct operation *operation, an_des
     struct an_block *block = an_pool_offer(&socket->port->pool, true, 0);
     an_socket *accepted = an_socket_create(descriptor, socket->family, socket->type, socket->protocol);
     if (block != NULL && accepted != NULL) {
+        accepted->fork_count = socket->requests.fork_count; /* the child of a later fork may have it as well */
         if (an_os_peer_address(descriptor, an_block_address(block)) != 0)
             an_block_address(block)->length = 0; /* reset meanwhile: it has no peer any more */
         an_perform_accepted(socket, operation, block, accepted);
