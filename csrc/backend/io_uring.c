@@ -66,7 +66,6 @@ struct an_backend {
     int alarm;             /* a timerfd that the ring reads; -1 until somebody watches the port; port.lock */
     int watched;           /* an eventfd that tells of completions to who watches the port; -1; port.lock */
     bool told;             /* the kernel was told of it; port.lock */
-    uint64_t own_buffer;   /* what the ring reads from the two: of no use */
     uint32_t own_armed;    /* leader: bits of REQUEST_WAKE, REQUEST_ALARM */
     uint32_t outstanding;  /* leader: requests whose last completion did not come yet */
     bool short_of_buffers; /* leader: the kernel found none in this pass */
@@ -551,6 +550,9 @@ static void end_round(struct an_backend *backend) {
     close_dead(dead);
 }
 
+/* What rings read from their own descriptors: of no use. Not a backend's, as a kernel may end a read after the close. */
+static uint64_t own_buffer;
+
 /* The ring reads the descriptor that wakes it, or the alarm's. */
 static void arm_own(struct an_backend *backend, int descriptor, enum request request) {
     if (descriptor < 0 || (backend->own_armed & bit(request)) != 0)
@@ -558,7 +560,7 @@ static void arm_own(struct an_backend *backend, int descriptor, enum request req
     struct io_uring_sqe *submission = ring_submission(&backend->ring);
     if (submission == NULL)
         return;
-    io_uring_prep_read(submission, descriptor, &backend->own_buffer, sizeof backend->own_buffer, 0);
+    io_uring_prep_read(submission, descriptor, &own_buffer, sizeof own_buffer, 0);
     io_uring_sqe_set_data64(submission, data_of(OWN_TAG, request));
     backend->own_armed |= bit(request);
     backend->outstanding++;
