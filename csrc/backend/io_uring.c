@@ -802,7 +802,8 @@ static int uring_wait(struct an_backend *backend, int64_t until_ns) {
         return error;
     prepare_round(backend);
     until_ns = an_port_begin_wait(port, until_ns);
-    if (io_uring_cq_ready(&backend->ring.native) > 0) /* left by the last pass */
+    bool deaf = (backend->own_armed & bit(REQUEST_WAKE)) == 0; /* the kernel took no more: nothing would end the wait */
+    if (deaf || io_uring_cq_ready(&backend->ring.native) > 0)  /* left by the last pass */
         until_ns = 0;
     error = ring_enter(&backend->ring, until_ns);
     end_round(backend);
