@@ -669,16 +669,16 @@ static void tell_kernel(struct an_backend *backend) {
 }
 
 /* What was signalled until now has been worked on; what came meanwhile is signalled again. */
-static void rearm_watched(struct an_backend *backend, bool left) {
-    if (backend->watched < 0)
+static void rearm_watched(struct an_backend *backend, int watched, bool left) {
+    if (watched < 0)
         return;
     an_mutex_lock(&backend->port->lock);
     tell_kernel(backend);
     an_mutex_unlock(&backend->port->lock);
-    drain(backend->watched);
+    drain(watched);
     io_uring_get_events(&backend->ring.native);
     if (left || io_uring_cq_ready(&backend->ring.native) > 0)
-        write_one(backend->watched);
+        write_one(watched);
 }
 
 /* ---- the interface, in the header's order ---------------------------------------------------------------------------------------------- */
@@ -810,13 +810,16 @@ static int uring_wait(struct an_backend *backend, int64_t until_ns) {
     size_t count = reap(backend, &woken);
     an_mutex_lock(&port->lock);
     an_socket *expired = an_port_begin_pass(port, woken);
+    int watched = backend->watched;
     for (size_t i = 0; i < count; i++)
         backend->entries[i].socket = an_port_find(port, tag_of(backend->entries[i].data));
     an_mutex_unlock(&port->lock);
     uint32_t buffers = work_on_all(backend, count);
     an_socket_expire_all(expired);
     settle_buffers(backend, buffers);
-    rearm_watched(backend, io_uring_cq_ready(&backend->ring.native) > 0);
+    rearm_watched(backend, watched, io_uring_cq_ready(&backend->ring.native) > 0);
+    if (an_atomic_load32(&port->closed))
+        end_requests(backend); /* here a ring of one thread still can */
     return error;
 }
 
@@ -836,6 +839,7 @@ static int uring_watch(struct an_backend *backend, an_descriptor *descriptor) {
         if (backend->watched < 0)
             return errno;
         write_one(backend->watched); /* the first dequeue tells the kernel of it, and of the alarm */
+        write_one(backend->wakeup);  /* so does a wait that is under way */
     }
     *descriptor = backend->watched;
     return 0;
