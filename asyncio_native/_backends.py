@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 
-from ._errors import BackendUnavailableError
+from ._errors import BackendUnavailableError, system_error
 from ._native import ffi, lib
 
 _DESCRIPTIONS = ffi.typeof("an_backend_description[]")
@@ -54,3 +55,18 @@ def unavailable(name: str) -> BackendUnavailableError:
         names = ", ".join(backend.name for backend in known)
         text = f"there is no backend {name!r}{source}; there are: auto, {names}"
     return BackendUnavailableError(lib.AN_ENOTSUP, text)
+
+
+def opening_error(name: str, number: int) -> OSError:
+    """The error for a port that the system did not open, by the number that it gave.
+
+    Out of descriptors speaks of this process, not of the backend; so does out of memory, unless the
+    backend cannot be opened by itself either (io_uring, where too little memory may be locked).
+    """
+    if number == lib.AN_ENOTSUP:
+        return unavailable(name)
+    chosen = os.environ.get("ASYNCIO_NATIVE_BACKEND", "") if name == "auto" else name
+    works = {backend.name for backend in backends() if backend.available}
+    if number in (errno.EMFILE, errno.ENFILE) or chosen in ("", "auto", *works):
+        return system_error(number)
+    return unavailable(name)

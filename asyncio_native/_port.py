@@ -12,7 +12,7 @@ from time import monotonic_ns
 from typing import Any, Self
 
 from ._arguments import LONGEST_NS, integer, nanoseconds, timeout_ns
-from ._backends import unavailable
+from ._backends import opening_error, unavailable
 from ._batch import Batch, Remainder
 from ._completion import Completion
 from ._constants import POST, TIMER
@@ -103,7 +103,7 @@ class CompletionPort:
         options.flags = lib.AN_PORT_INTERRUPTIBLE
         opened = ffi.new(_PORT_OUT)
         if error := lib.an_port_open(opened, options):
-            raise unavailable(backend) if error == lib.AN_ENOTSUP else system_error(error)
+            raise opening_error(backend, error)
         self._handle = opened[0]
 
     @property

@@ -169,15 +169,31 @@ static void find_features(struct ring *ring, uint32_t allowed) {
     ring->features &= allowed;
 }
 
+/* A filter may allow setting up a ring and forbid its use, which the first wait would find too late. A ring that is not
+ * enabled yet answers EBADFD, a probe without memory EINVAL: both are allowed. */
+static int find_refusal(struct ring *ring) {
+    unsigned descriptor = (unsigned)ring->native.ring_fd;
+    const int results[] = {
+        io_uring_enter(descriptor, 0, 0, 0, NULL),
+        io_uring_register(descriptor, IORING_REGISTER_PROBE, NULL, 0),
+    };
+    for (size_t i = 0; i < sizeof results / sizeof *results; i++) {
+        if (results[i] == -EPERM || results[i] == -EACCES || results[i] == -ENOSYS)
+            return -results[i];
+    }
+    return (ring->native.features & IORING_FEAT_EXT_ARG) != 0 ? 0 : ENOSYS; /* waits with a timeout, 5.11 */
+}
+
 int ring_open(struct ring *ring, bool single) {
     uint32_t allowed = allowed_features();
     memset(ring, 0, sizeof *ring);
     int error = set_up_best(ring, single, allowed);
     if (error != 0)
         return error;
-    if ((ring->native.features & IORING_FEAT_EXT_ARG) == 0) { /* waits with a timeout, 5.11 */
+    error = find_refusal(ring);
+    if (error != 0) {
         io_uring_queue_exit(&ring->native);
-        return ENOSYS;
+        return error;
     }
     io_uring_ring_dontfork(&ring->native);
     find_features(ring, allowed);
@@ -260,6 +276,8 @@ int ring_enter(struct ring *ring, int64_t until_ns) {
     switch (-result) {
     case ETIME:
         return 0;
+    case EPERM: /* a filter that was set since; EPERM itself is what a second thread gets that dequeues */
+        return EACCES;
     case EBUSY: /* completions stand in the kernel's overflow list until some are taken */
     case EAGAIN:
         return io_uring_cq_ready(&ring->native) > 0 ? 0 : -result;
