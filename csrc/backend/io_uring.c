@@ -705,24 +705,42 @@ static int uring_open(struct an_backend **opened, an_port *port, const void *det
     return 0;
 }
 
-/* Ends all requests, so that no file is held when close returns (a listener's address is free again). Not where another
- * thread alone may submit: there the kernel does it by itself, a little later. */
-static void end_requests(struct an_backend *backend) {
-    enum { TRIES = 100 };
-    bool may_submit = !backend->single || backend->port->dequeuer == an_thread_identity();
-    if (!may_submit || backend->ring.disabled || backend->outstanding == 0)
-        return;
+/* What is in the ring already, but no more: whoever closes may read it, though not enter. */
+static void work_on_the_rest(struct an_backend *backend) {
+    bool woken;
+    for (size_t count = reap(backend, &woken); count > 0; count = reap(backend, &woken))
+        work_on_all(backend, count); /* no entry has a socket: buffers go back, accepted descriptors are closed */
+}
+
+/* False: nothing can be submitted now. */
+static bool submit_cancel(struct an_backend *backend, uint64_t data, int flags) {
     struct io_uring_sqe *submission = ring_submission(&backend->ring);
     if (submission == NULL)
-        return;
-    io_uring_prep_cancel64(submission, 0, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL); /* 5.19; else refused */
+        return false;
+    io_uring_prep_cancel64(submission, data, flags);
     io_uring_sqe_set_data64(submission, data_of(OWN_TAG, REQUEST_CANCEL));
-    for (int i = 0; i < TRIES && backend->outstanding > 0; i++) {
-        bool woken;
-        if (ring_enter(&backend->ring, an_clock() + 10000000) != 0)
-            return;
-        for (size_t count = reap(backend, &woken); count > 0; count = reap(backend, &woken))
-            work_on_all(backend, count);
+    return true;
+}
+
+/* Without CANCEL_ANY only the ring's own are left: what a socket asked for ended when its connection was shut down. */
+static bool submit_cancels(struct an_backend *backend) {
+    if ((backend->features & RING_CANCEL_ANY) != 0)
+        return submit_cancel(backend, 0, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
+    return submit_cancel(backend, data_of(OWN_TAG, REQUEST_WAKE), 0) &&
+           submit_cancel(backend, data_of(OWN_TAG, REQUEST_ALARM), 0);
+}
+
+/* Ends all requests, so that no file is held when close returns (a listener's address is free again). Not where another
+ * thread alone may submit: that one does it if it waits here, else the kernel by itself, a little later. */
+static void end_requests(struct an_backend *backend) {
+    enum { TRIES = 100, TRY_NS = 10000000 };
+    bool may_submit = !backend->single || backend->port->dequeuer == an_thread_identity();
+    if (!may_submit || backend->ring.disabled || backend->outstanding == 0 || !submit_cancels(backend))
+        return;
+    int error = 0;
+    for (int i = 0; i < TRIES && backend->outstanding > 0 && (error == 0 || error == AN_EINTR); i++) {
+        error = ring_enter(&backend->ring, an_clock() + TRY_NS);
+        work_on_the_rest(backend);
     }
 }
 
@@ -731,6 +749,7 @@ static void uring_close(struct an_backend *backend) {
         ring_close_copy(&backend->ring);
     } else {
         end_requests(backend);
+        work_on_the_rest(backend);
         close_dead(backend->dead);
         ring_close(&backend->ring);
     }

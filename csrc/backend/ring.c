@@ -23,6 +23,7 @@ static const struct {
     {"multishot_receive", RING_MULTISHOT_RECEIVE},
     {"defer_taskrun", RING_DEFER_TASKRUN},
     {"skip_success", RING_SKIP_SUCCESS},
+    {"cancel_any", RING_CANCEL_ANY},
 };
 
 static uint32_t feature_named(const char *name, size_t length) {
@@ -154,13 +155,13 @@ static bool has_opcode(struct ring *ring, int opcode) {
     return has;
 }
 
-/* Multishots cannot be asked for; they came with what can be: accept with the socket opcode (5.19), receive with the
- * zero-copy send (6.0). */
+/* These cannot be asked for; they came with what can be: multishot accepts and the cancel of any with the socket opcode
+ * (5.19), multishot receives with the zero-copy send (6.0). */
 static void find_features(struct ring *ring, uint32_t allowed) {
     if ((ring->native.features & IORING_FEAT_CQE_SKIP) != 0)
         ring->features |= RING_SKIP_SUCCESS;
     if (has_opcode(ring, IORING_OP_SOCKET))
-        ring->features |= RING_MULTISHOT_ACCEPT;
+        ring->features |= RING_MULTISHOT_ACCEPT | RING_CANCEL_ANY;
     if ((allowed & RING_BUFFER_RING) != 0 && open_buffers(ring)) {
         ring->features |= RING_BUFFER_RING;
         if (has_opcode(ring, IORING_OP_SEND_ZC))

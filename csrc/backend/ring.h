@@ -19,7 +19,8 @@ enum ring_feature {
     RING_MULTISHOT_ACCEPT = 8,   /* multishot_accept, 5.19. Without: accepts wait for readiness */
     RING_MULTISHOT_RECEIVE = 16, /* multishot_receive, 6.0. Without: the ring receives once a time */
     RING_DEFER_TASKRUN = 32,     /* defer_taskrun, 6.1, with SINGLE_ISSUER. Without: as for many threads */
-    RING_SKIP_SUCCESS = 64       /* skip_success, 5.17. Without: each cancel has a completion, which is dropped */
+    RING_SKIP_SUCCESS = 64,      /* skip_success, 5.17. Without: each cancel has a completion, which is dropped */
+    RING_CANCEL_ANY = 128        /* cancel_any, 5.19. Without: closing the port cancels what it knows by name */
 };
 
 /* Receive buffers lent to the kernel. `provided` of them stand in its ring or in completions; the rest of `used` is
