@@ -2,6 +2,8 @@
 
 - `backend`: the name of each available backend, one test run each. The environment variable
   ASYNCIO_NATIVE_TEST_BACKENDS=epoll,poll restricts it, and fails if one of these does not work.
+  `@pytest.mark.backends("io_uring")` leaves to a test those that it speaks of; it is skipped where
+  there is none of them.
 - `port`: an open `CompletionPort(backend)`. It is closed after the test, and nothing may then be
   in flight.
 - `family`: "ipv4", "ipv6" and "unix" in turn; `inet`: the first two.
@@ -52,6 +54,7 @@ def usable_backends() -> list[str]:
 def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "slow: takes over 2 seconds",
+        "backends(*names): speaks of these backends only",
         "leaks_descriptors: may leave descriptors open",
         "posix: needs fork, signals or descriptors as POSIX has them",
         "peers: needs servers and clients of other projects",
@@ -77,7 +80,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", usable_backends(), scope="session")
+        names = usable_backends()
+        if marker := metafunc.definition.get_closest_marker("backends"):
+            names = [name for name in names if name in marker.args]
+        metafunc.parametrize("backend", names, scope="session")
 
 
 @pytest.fixture(autouse=True)
