@@ -5,7 +5,8 @@
   `@pytest.mark.backends("io_uring")` leaves to a test those that it speaks of; it is skipped where
   there is none of them.
 - `port`: an open `CompletionPort(backend)`. It is closed after the test, and nothing may then be
-  in flight.
+  in flight. ASYNCIO_NATIVE_TEST_CONCURRENCY=1 opens it with that promise, for
+  `-m "not dequeuing_threads"`: the mark is on tests in which a second thread dequeues from it.
 - `family`: "ipv4", "ipv6" and "unix" in turn; `inet`: the first two.
 - After each test the sockets of `support` are closed, and a descriptor that is still open then
   fails the test (`@pytest.mark.leaks_descriptors` lifts that).
@@ -36,6 +37,7 @@ for name, examples, steps in (("normal", 100, 40), ("thorough", 1500, 80)):
     )
 hypothesis.settings.load_profile("normal")
 
+CONCURRENCY = int(os.environ.get("ASYNCIO_NATIVE_TEST_CONCURRENCY", "0"))
 TEST_TIMEOUT_SECONDS = float(os.environ.get("ASYNCIO_NATIVE_TEST_TIMEOUT", "60"))
 
 
@@ -55,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "slow: takes over 2 seconds",
         "backends(*names): speaks of these backends only",
+        "dequeuing_threads: more than one thread dequeues from the fixture `port`",
         "leaks_descriptors: may leave descriptors open",
         "posix: needs fork, signals or descriptors as POSIX has them",
         "peers: needs servers and clients of other projects",
@@ -105,7 +108,7 @@ def no_leaked_descriptors(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def port(backend: str) -> Iterator[an.CompletionPort]:
     """An open port; closed after the test, with nothing in flight."""
-    with an.CompletionPort(backend) as port:
+    with an.CompletionPort(backend, concurrency=CONCURRENCY) as port:
         yield port
     assert port.in_flight == 0
 

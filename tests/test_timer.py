@@ -168,6 +168,7 @@ def test_an_earlier_timer_of_another_thread_shortens_the_wait(port: an.Completio
     assert time.monotonic() - began < SLACK
 
 
+@pytest.mark.dequeuing_threads
 def test_a_timer_wakes_one_of_several_waiting_threads(port: an.CompletionPort) -> None:
     seen: list[an.Completion | None] = []
     threads = [
@@ -492,6 +493,7 @@ def test_a_deadline_that_races_with_cancel_yields_one_of_the_two(port: an.Comple
     assert outcomes == {errno.ECANCELED, errno.ETIMEDOUT}
 
 
+@pytest.mark.dequeuing_threads
 def test_deadlines_that_race_with_data_and_other_threads_yield_one_completion_each(
     port: an.CompletionPort,
 ) -> None:

@@ -142,6 +142,7 @@ def test_receiving_does_not_wait_for_sending(port: an.CompletionPort) -> None:
     assert send.pending
 
 
+@pytest.mark.dequeuing_threads
 def test_one_shot_receives_rearmed_after_handling_keep_strict_order_over_threads(
     port: an.CompletionPort,
 ) -> None:

@@ -130,6 +130,7 @@ def test_the_thread_that_made_the_port_may_end(backend: str) -> None:
         assert one(port).data == b"x"
 
 
+@pytest.mark.dequeuing_threads
 def test_the_thread_that_dequeued_may_end(port: an.CompletionPort) -> None:
     sock, peer = pair(port)
     for _ in range(5):
@@ -141,6 +142,7 @@ def test_the_thread_that_dequeued_may_end(port: an.CompletionPort) -> None:
     assert one(port).data == b"y"
 
 
+@pytest.mark.dequeuing_threads
 @pytest.mark.parametrize("many", [False, True])
 def test_each_completion_goes_to_one_thread(port: an.CompletionPort, many: bool) -> None:
     crew = Crew(port, 6, many=many)
@@ -151,6 +153,7 @@ def test_each_completion_goes_to_one_thread(port: an.CompletionPort, many: bool)
     assert sorted(states) == list(range(5000))
 
 
+@pytest.mark.dequeuing_threads
 def test_several_threads_share_the_work(port: an.CompletionPort) -> None:
     """Each thread that got a completion waits for the others: no thread can do it all."""
     meeting = threading.Barrier(4)
@@ -169,6 +172,7 @@ def test_several_threads_share_the_work(port: an.CompletionPort) -> None:
     assert not meeting.broken
 
 
+@pytest.mark.dequeuing_threads
 def test_network_completions_reach_all_waiting_threads(port: an.CompletionPort) -> None:
     """Data for many sockets at once, and each thread that takes one waits for the others."""
     meeting = threading.Barrier(4)
@@ -235,6 +239,7 @@ def test_an_echo_server_of_many_threads_loses_nothing(port: an.CompletionPort, m
     assert not problems, problems
 
 
+@pytest.mark.dequeuing_threads
 def test_waiting_releases_the_interpreter_lock(port: an.CompletionPort) -> None:
     waiting = threading.Thread(target=lambda: port.dequeue(timeout=PATIENCE))
     waiting.start()

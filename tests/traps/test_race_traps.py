@@ -239,6 +239,7 @@ def test_cancelling_all_of_a_socket_races_with_completion_and_counts_each_once(
     assert total == 800
 
 
+@pytest.mark.dequeuing_threads
 def test_a_close_that_races_with_dequeue_in_another_thread_completes_each_once(
     port: an.CompletionPort, family: str
 ) -> None:
@@ -369,6 +370,7 @@ def test_closing_the_port_races_with_threads_that_start_operations(backend: str)
             assert sock.closed
 
 
+@pytest.mark.dequeuing_threads
 def test_a_completion_that_comes_before_the_starting_call_returned_knows_its_operation(
     port: an.CompletionPort,
 ) -> None:
