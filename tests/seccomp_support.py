@@ -51,15 +51,18 @@ def forbid(number: int, *calls: str) -> None:
     )
 
 
-def refuse_submitting_without_waiting() -> None:
-    """io_uring_enter fails with EBUSY unless it also asks for completions (its flags are not 0)."""
+def refuse_entering(flags: int) -> None:
+    """io_uring_enter with exactly these flags fails with EBUSY, in this process.
+
+    The library submits with 0 while it prepares, waits without a limit and polls with
+    IORING_ENTER_GETEVENTS (1), and waits with a limit with IORING_ENTER_EXT_ARG (8) as well."""
     flags_at = _ARGUMENTS_AT + 3 * 8
     _install(
         [
             (_LOAD_WORD, 0, 0, _NUMBER_AT),
             (_JUMP_IF_EQUAL, 0, 3, IO_URING_CALLS["io_uring_enter"]),
             (_LOAD_WORD, 0, 0, flags_at),
-            (_JUMP_IF_EQUAL, 0, 1, 0),
+            (_JUMP_IF_EQUAL, 0, 1, flags),
             (_RETURN, 0, 0, _FAIL | errno.EBUSY),
             (_RETURN, 0, 0, _ALLOW),
         ]

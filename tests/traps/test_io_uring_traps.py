@@ -517,6 +517,86 @@ def test_random_receives_of_random_sizes_keep_every_byte_in_order(
     assert got == pattern(sent)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stream_that_never_rests_keeps_every_byte_in_order(
+    port: an.CompletionPort, family: str, seed: int
+) -> None:
+    """While a socket changes between the ring and calls of our own, both could take from it."""
+    chance = random.Random(seed)
+    sock, peer = pair(port, family)
+    pairs = [pair(port, "unix") for _ in range(20)]  # calls of theirs stand between ours
+    for other, _ in pairs:
+        other.recv(100, multishot=True)
+    total = 6 << 20
+    whole = pattern(total)
+    problems: list[BaseException] = []
+
+    def send() -> None:
+        try:
+            sent = 0
+            while sent < total:
+                small = chance.randrange(3)
+                for _ in range(40):
+                    size = chance.randrange(1, 200) if small else chance.randrange(4000, 40_000)
+                    peer.sendall(whole[sent : sent + size])
+                    sent = min(total, sent + size)
+                for _, its_peer in pairs:
+                    its_peer.sendall(b"x")
+        except BaseException as error:
+            problems.append(error)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    operation = sock.recv(multishot=True)
+    got = 0
+    deadline = time.monotonic() + PATIENCE
+    while got < total:
+        assert time.monotonic() < deadline, f"{got} of {total}"
+        for completion in port.dequeue_many(timeout=0.1):
+            if completion.socket is not sock:
+                continue
+            data = completion.data
+            if data:
+                assert data == whole[got : got + len(data)], f"displaced after {got} bytes"
+                got += len(data)
+            if not completion.more:
+                operation = sock.recv(multishot=True)
+            elif chance.randrange(20) == 0:
+                operation.pause()
+                operation.resume()
+    sender.join(PATIENCE)
+    assert not sender.is_alive() and not problems, problems
+
+
+def test_what_stands_in_the_ring_comes_before_what_a_call_of_our_own_would_take(
+    port: an.CompletionPort,
+) -> None:
+    sock, peer = pair(port)
+    sock.recv(100)  # small ones are received by calls
+    peer.sendall(pattern(100))
+    assert one(port).data == pattern(100)
+    listener, address = listening(port, backlog=400)
+    listener.accept(multishot=True)
+    operation = sock.recv(multishot=True)
+    assert port.dequeue(0) is None
+    # More than one pass works on: what the ring received behind them stays in it.
+    clients = [dial(address) for _ in range(400)]
+    peer.sendall(pattern(50, 100))
+    completions = port.dequeue_many(1)
+    peer.sendall(pattern(50, 150))
+    operation.cancel()
+    while len(received(completions)) < 100:
+        sock.recv(100)
+        completions += drain(port, lambda so_far: any(c.data for c in so_far))
+    assert received(completions) == pattern(100, 100)
+    listener.close()
+    for completion in completions + settle(port):
+        if completion.accepted is not None:
+            completion.accepted.close()
+    for client in clients:
+        client.close()
+
+
 def test_an_error_behind_data_that_nobody_took_yet_is_told_behind_it(
     port: an.CompletionPort,
 ) -> None:
@@ -540,11 +620,11 @@ def test_a_kernel_that_is_too_busy_for_submissions_loses_nothing(backend: str) -
         """
     import os
     import asyncio_native as an
-    from seccomp_support import refuse_submitting_without_waiting
+    from seccomp_support import refuse_entering
     from support import drain, pair
 
     os.environ["ASYNCIO_NATIVE_IO_URING_ENTRIES"] = "8"
-    refuse_submitting_without_waiting()
+    refuse_entering(0)
     for concurrency in (0, 1):
         with an.CompletionPort(concurrency=concurrency) as port:
             pairs = [pair(port, "unix") for _ in range(100)]
@@ -559,6 +639,53 @@ def test_a_kernel_that_is_too_busy_for_submissions_loses_nothing(backend: str) -
             for sock, _ in pairs:
                 sock.close()
             assert len(drain(port, len(pairs))) == len(pairs)
+""",
+        backend,
+    )
+
+
+@pytest.mark.parametrize("concurrency", [0, 1], ids=["any-thread", "one-thread"])
+def test_the_number_of_a_closed_socket_is_not_free_before_the_kernel_has_looked_at_it(
+    backend: str, concurrency: int
+) -> None:
+    """A request that was prepared names a number; here submitting it fails at first. The socket
+    that comes next has the same slot, so that what the request brings must not be taken for its."""
+    check_python(
+        f"""
+    import errno
+    import asyncio_native as an
+    from seccomp_support import refuse_entering
+    from support import cancelled, drain, nothing, one, pair
+
+    refuse_entering(9)  # a wait with a limit
+    port = an.CompletionPort(concurrency={concurrency})
+    sock, peer = pair(port, "unix")
+    number = sock.fileno()
+    operation = sock.recv(multishot=True)
+    try:
+        port.dequeue(timeout=0.01)
+    except OSError as error:
+        assert error.errno == errno.EBUSY
+    else:
+        raise AssertionError("the request was submitted")
+    sock.close()
+    assert peer.recv(1) == b""
+    others = [pair(port, "unix") for _ in range(3)]
+    assert number not in [other.fileno() for other, _ in others]
+    for other, _ in others:
+        other.recv(multishot=True)
+    completions = port.dequeue_many(timeout=0)
+    assert [c.operation for c in completions] == [operation] and cancelled(completions[0])
+    for turn in range(3):
+        for other, its_peer in others:
+            its_peer.sendall(b"%d" % other.fileno())
+        found = {{}}
+        for _ in range(1000):
+            found |= {{c.socket: c.data for c in port.dequeue_many(timeout=0)}}
+            if len(found) == len(others):
+                break
+        assert found == {{other: b"%d" % other.fileno() for other, _ in others}}
+    port.close()
 """,
         backend,
     )
