@@ -837,7 +837,7 @@ static int uring_wait(struct an_backend *backend, int64_t until_ns) {
     an_socket_expire_all(expired);
     settle_buffers(backend, buffers);
     rearm_watched(backend, watched, io_uring_cq_ready(&backend->ring.native) > 0);
-    if (an_atomic_load32(&port->closed))
+    if ((backend->features & RING_CANCEL_ANY) != 0 && an_atomic_load32(&port->closed))
         end_requests(backend); /* here a ring of one thread still can */
     return error;
 }

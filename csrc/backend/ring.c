@@ -75,7 +75,7 @@ static int set_up_best(struct ring *ring, bool single, uint32_t allowed) {
         bool single;
     } ways[] = {
         {IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_R_DISABLED,
-         RING_SUBMIT_ALL | RING_DEFER_TASKRUN, true},
+         RING_SUBMIT_ALL | RING_DEFER_TASKRUN | RING_CANCEL_ANY, true},
         {IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN, RING_SUBMIT_ALL | RING_COOP_TASKRUN, false},
         {IORING_SETUP_SUBMIT_ALL, RING_SUBMIT_ALL, false},
         {0, 0, false},
