@@ -141,12 +141,13 @@ static bool all_done(void) {
            an_atomic_load32(&world->pairs_done) == 2 * PAIRS && an_atomic_load32(&world->churned) == CHURNS;
 }
 
-static void everything_at_once(const char *backend) {
+static void everything_at_once(const char *backend, int dequeuing, uint32_t concurrency) {
     pthread_t dequeuers[DEQUEUERS], posters[POSTERS], canceller, churner;
+    an_port_options options = {.backend = backend, .concurrency = concurrency};
     world = calloc(1, sizeof *world);
-    world->port = open_port(backend);
+    CHECK_OK(an_port_open(&world->port, &options));
     kick_off();
-    for (int i = 0; i < DEQUEUERS; i++)
+    for (int i = 0; i < dequeuing; i++)
         CHECK_OK(pthread_create(&dequeuers[i], NULL, dequeue_until_closed, NULL));
     for (int i = 0; i < POSTERS; i++)
         CHECK_OK(pthread_create(&posters[i], NULL, post_all, world->posts[i]));
@@ -162,7 +163,7 @@ static void everything_at_once(const char *backend) {
     for (int i = 0; i < POSTERS; i++)
         CHECK_OK(pthread_join(posters[i], NULL));
     CHECK_OK(an_port_close(world->port));
-    for (int i = 0; i < DEQUEUERS; i++)
+    for (int i = 0; i < dequeuing; i++)
         CHECK_OK(pthread_join(dequeuers[i], NULL));
     CHECK(an_port_in_flight(world->port) == 0);
     for (int pair = 0; pair < PAIRS; pair++) {
@@ -172,6 +173,10 @@ static void everything_at_once(const char *backend) {
     an_port_free(world->port);
     free(world);
 }
+
+static void many_dequeue(const char *backend) { everything_at_once(backend, DEQUEUERS, 0); }
+
+static void one_dequeues_as_promised(const char *backend) { everything_at_once(backend, 1, 1); }
 
 static an_port *contested;
 
@@ -201,8 +206,37 @@ static void leaders_change_without_losing_a_wake_up(const char *backend) {
     an_port_free(contested);
 }
 
+static void *wait_for_the_post(void *unused) {
+    an_completion completion;
+    size_t count;
+    (void)unused;
+    CHECK_OK(an_port_dequeue(contested, &completion, 1, 10 * SECOND, &count));
+    CHECK(count == 1 && completion.kind == AN_POST);
+    return NULL;
+}
+
+/* Another loop begins to watch the port while a thread waits in it, or is about to. */
+static void a_port_is_watched_while_a_thread_waits(const char *backend) {
+    enum { TURNS = 20 };
+    for (int turn = 0; turn < TURNS; turn++) {
+        pthread_t waiting;
+        an_operation post;
+        an_descriptor descriptor;
+        contested = open_port(backend);
+        CHECK_OK(pthread_create(&waiting, NULL, wait_for_the_post, NULL));
+        if (turn % 2 == 0)
+            usleep(1000);
+        CHECK_OK(an_port_descriptor(contested, &descriptor));
+        CHECK_OK(an_port_post(contested, &post, NULL));
+        CHECK_OK(pthread_join(waiting, NULL));
+        an_port_free(contested);
+    }
+}
+
 int main(void) {
-    on_each_backend("everything at once", everything_at_once);
+    on_each_backend("everything at once", many_dequeue);
+    on_each_backend("everything at once, with one thread that dequeues", one_dequeues_as_promised);
     on_each_backend("leaders change without losing a wake-up", leaders_change_without_losing_a_wake_up);
+    on_each_backend("a port is watched while a thread waits", a_port_is_watched_while_a_thread_waits);
     return 0;
 }
