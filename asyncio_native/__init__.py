@@ -29,7 +29,7 @@ from __future__ import annotations
 from pathlib import Path as _Path
 
 from ._backends import Backend, backends
-from ._completion import Completion
+from ._binding import AsyncSocket, Completion, CompletionPort, Operation, binding
 from ._constants import (
     ACCEPT,
     CONNECT,
@@ -46,9 +46,6 @@ from ._constants import (
 from ._errors import BackendUnavailableError, OperationCancelledError, PortClosedError
 from ._native import ffi as _ffi
 from ._native import lib as _lib
-from ._operation import Operation
-from ._port import CompletionPort
-from ._socket import AsyncSocket
 from ._statistics import SocketStatistics, Statistics
 
 __all__ = [
@@ -80,9 +77,6 @@ __all__ = [
 ]
 
 __version__: str = _ffi.string(_lib.an_version()).decode()
-
-binding = "cffi"
-"""How Python calls the C library."""
 
 
 def get_include() -> str:

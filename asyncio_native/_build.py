@@ -1,8 +1,9 @@
 """Builds `asyncio_native._native`: cffi in API mode over the public C header.
 
 The declarations are the part of csrc/include/asyncio_native.h between its two marker comments, so
-they are written once. The C core is compiled into the same extension. It runs at build time, from
-the project's root, and is not imported by the package.
+they are written once. The C core is compiled into the same extension, and on CPython a second
+module, `_fast`, with the hot paths in C: so both use the one core, which exports nothing. It runs
+at build time, from the project's root, and is not imported by the package.
 
 Environment, besides the usual CC, CFLAGS and LDFLAGS:
 
@@ -93,6 +94,8 @@ def sources() -> list[str]:
         words = line.partition("#")[0].split()
         if words and all(PLATFORMS[platform] for platform in words[:-1]):
             paths.append(words[-1])
+    if sys.implementation.name == "cpython":
+        paths.append("asyncio_native/_fast.c")
     return [*paths, "tests/kqueue/kqueue.c"] if KQUEUE == "stand-in" else paths
 
 

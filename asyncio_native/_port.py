@@ -1,4 +1,4 @@
-"""The completion port."""
+"""The completion port over cffi: the portable binding."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from time import monotonic_ns
-from typing import Any, Self
+from typing import Any
 
 from ._arguments import LONGEST_NS, integer, nanoseconds, timeout_ns
-from ._backends import opening_error, unavailable
 from ._batch import Batch, Remainder
 from ._completion import Completion
 from ._constants import POST, TIMER
-from ._errors import port_closed, socket_closed, system_error
 from ._native import ffi, lib
 from ._operation import Operation
+from ._port_base import (
+    PortBase,
+    associate_error,
+    dequeue_error,
+    not_a_socket,
+    open_port,
+    start_error,
+)
 from ._socket import AsyncSocket
-from ._statistics import Statistics, new_statistics, read_statistics
 
 _NULL = ffi.NULL
 _FOREVER_NS = lib.AN_FOREVER
-_PORT_OUT = ffi.typeof("an_port **")
-_OPTIONS = ffi.typeof("an_port_options *")
-_CHARS = ffi.typeof("char[]")
-_DESCRIPTOR = ffi.typeof("an_descriptor *")
 _dequeue = lib.an_port_dequeue
 
 _SLICE_NS = 200_000_000
@@ -47,22 +48,8 @@ class _ThreadLocal(threading.local):
     batch: Batch | None = None
 
 
-class CompletionPort:
-    """A completion port: operations are started on sockets, their completions dequeued here.
-
-    backend: "auto", "iocp", "io_uring", "epoll", "kqueue" or "poll". "auto" reads the environment
-        variable ASYNCIO_NATIVE_BACKEND, else takes the fastest that works here.
-    concurrency: 1 promises that the first thread that dequeues is the only one that ever will
-        (another gets `RuntimeError`), which a backend may use to go faster; any thread may still
-        start, post, cancel and close. 0 makes no promise.
-
-    Raises `BackendUnavailableError` when the backend is unknown, not compiled in or refused by the
-    system, `OSError` when that is out of descriptors or memory.
-
-    It is a context manager, which closes it. Any thread may call anything at any time. After
-    `close`, and in a forked child, every call that would start something or wait raises
-    `PortClosedError`; reading properties and closing again never raise.
-    """
+class CompletionPort(PortBase):
+    __doc__ = PortBase.__doc__
 
     __slots__ = (
         "__weakref__",
@@ -77,11 +64,7 @@ class CompletionPort:
     )
 
     def __init__(self, backend: str = "auto", *, concurrency: int = 0) -> None:
-        if not isinstance(backend, str):
-            raise TypeError(f"backend must be a str, not {type(backend).__name__}")
-        promised = integer(concurrency, "concurrency", 0, 1)
-        if "\0" in backend:
-            raise unavailable(backend)
+        opened = open_port(backend, concurrency)
         # What is in flight, by the address of its C operation: this keeps operations, and with them
         # sockets and buffers, alive. An operation is in it before the C call that starts it.
         self._operations: dict[int, Operation] = {}
@@ -96,20 +79,7 @@ class CompletionPort:
         self._local = _ThreadLocal()
         # Python runs signal handlers in this thread only.
         self._main_thread = threading.main_thread().ident
-        name = ffi.new(_CHARS, backend.encode("utf-8", "surrogatepass"))
-        options = ffi.new(_OPTIONS)
-        options.backend = name
-        options.concurrency = promised
-        options.flags = lib.AN_PORT_INTERRUPTIBLE
-        opened = ffi.new(_PORT_OUT)
-        if error := lib.an_port_open(opened, options):
-            raise opening_error(backend, error)
-        self._handle = opened[0]
-
-    @property
-    def backend(self) -> str:
-        """The name of the backend in use."""
-        return ffi.string(lib.an_port_backend(self._handle)).decode()
+        self._handle = opened
 
     @property
     def in_flight(self) -> int:
@@ -119,14 +89,6 @@ class CompletionPort:
         """
         return 0 if self.closed else len(self._operations)
 
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed; true in a forked child, too."""
-        try:
-            return bool(lib.an_port_is_closed(self._handle))
-        except AttributeError:
-            return True  # finalized: another finalizer still found it
-
     def associate(self, sock: AsyncSocket, state: Any = None) -> None:
         """Binds a socket to this port for good.
 
@@ -134,13 +96,9 @@ class CompletionPort:
         on the same port replaces it. Raises `ValueError` when it belongs to another port.
         """
         if not isinstance(sock, AsyncSocket):
-            raise TypeError(f"an AsyncSocket is needed, not {type(sock).__name__}")
+            raise not_a_socket(sock)
         if error := lib.an_port_associate(self._handle, sock._handle, _NULL):
-            if error == lib.AN_EPORTCLOSED:
-                raise port_closed()
-            if error == lib.AN_EINVAL and sock._port is not None:
-                raise ValueError("the socket is associated with another port")
-            raise socket_closed() if error == lib.AN_EBADF else system_error(error)
+            raise associate_error(sock, error)
         sock._state = state
         sock._port = self
 
@@ -171,18 +129,7 @@ class CompletionPort:
     def _failed(self, operation: Operation, error: int) -> OSError:
         """Takes back an operation that did not start, and returns what to raise."""
         self._operations.pop(operation._key, None)
-        return port_closed() if error == lib.AN_EPORTCLOSED else system_error(error)
-
-    def dequeue(self, timeout: float | None = None) -> Completion | None:
-        """Waits for one completion; None at the timeout.
-
-        timeout: seconds; None waits for ever, 0 polls. The interpreter lock is released meanwhile.
-        A signal handler that raises ends the wait with its exception, and nothing is lost; after
-        another one the wait goes on with the time left.
-        """
-        # No call stands between the return of the first and our own: no signal handler runs there.
-        completions = self.dequeue_many(1, timeout)
-        return completions[0] if completions else None
+        return start_error(error)
 
     def dequeue_many(self, max_count: int = 256, timeout: float | None = None) -> list[Completion]:
         """Waits for completions, and returns 1 to `max_count` of them; see `dequeue`.
@@ -226,7 +173,7 @@ class CompletionPort:
                     if wait_ns > 0:
                         wait_ns = max(0, deadline_ns - monotonic_ns())
                 elif error and error != lib.AN_EINTR:
-                    raise _dequeue_error(error)
+                    raise dequeue_error(error)
                 elif wait_ns >= 0:
                     wait_ns = deadline_ns - monotonic_ns() if wait_ns else 0
                     if wait_ns <= 0:
@@ -276,27 +223,6 @@ class CompletionPort:
             abandoned.extendleft(mine)
             raise
 
-    def statistics(self) -> Statistics:
-        """Counts since the port was opened; cheap enough to read every second."""
-        counts = new_statistics()
-        if error := lib.an_port_statistics(self._handle, counts):
-            raise port_closed() if error == lib.AN_EPORTCLOSED else system_error(error)
-        return read_statistics(counts)
-
-    def fileno(self) -> int:
-        """A descriptor for another event loop to watch; -1 when closed.
-
-        It polls readable whenever `dequeue(0)` may return something. The port keeps it. Raises
-        `OSError` where there is none (Windows).
-        """
-        descriptor = ffi.new(_DESCRIPTOR)
-        if error := lib.an_port_descriptor(self._handle, descriptor):
-            if error == lib.AN_EPORTCLOSED:
-                return -1
-            raise system_error(error)
-        number: int = descriptor[0]
-        return number
-
     def close(self) -> None:
         """Closes the port and its sockets, cancels what is in flight, and releases all.
 
@@ -324,17 +250,6 @@ class CompletionPort:
                 if completion.accepted is not None:
                     completion.accepted.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        if self.closed:
-            return f"<{type(self).__name__} closed>"
-        return f"<{type(self).__name__} {self.backend} in_flight={self.in_flight}>"
-
     def __del__(
         self,
         _lib: Any = lib,
@@ -354,13 +269,3 @@ class CompletionPort:
         _lib.an_port_free(handle)
         if text:
             _warn(text, ResourceWarning, stacklevel=2, source=self)
-
-
-def _dequeue_error(error: int) -> Exception:
-    if error == lib.AN_EPORTCLOSED:
-        return port_closed()
-    if error == lib.AN_EPERM:
-        return RuntimeError(
-            "this port was made with concurrency=1, and another thread was the first to dequeue"
-        )
-    return system_error(error)

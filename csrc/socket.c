@@ -322,6 +322,8 @@ an_port *an_socket_port(an_socket *socket) { return port_of(socket); }
 
 void *an_socket_state(an_socket *socket) { return an_atomic_load_pointer(&socket->user_state); }
 
+void an_socket_set_state(an_socket *socket, void *state) { an_atomic_store_pointer(&socket->user_state, state); }
+
 int an_socket_is_closed(an_socket *socket) {
     if (is_foreign(socket))
         return 1;

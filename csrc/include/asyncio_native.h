@@ -321,6 +321,9 @@ int an_socket_protocol(const an_socket *socket);
 an_port *an_socket_port(an_socket *socket);
 void *an_socket_state(an_socket *socket);
 
+/* Replaces the state given with it, whether the socket is open or closed. */
+void an_socket_set_state(an_socket *socket, void *state);
+
 /* 1 once an_socket_close was called, with whatever flags, or the port was closed. */
 int an_socket_is_closed(an_socket *socket);
 
