@@ -10,6 +10,9 @@ knows how far it is:
   a commit can be done twice without harm, and is done again for the last entry when the decoding
   of a batch is taken up later.
 
+Threads decode side by side. One may decode the last completion of a multishot while another, which
+got earlier ones of it, has not come to them yet: that finds the operation in its batch's `late`.
+
 A batch belongs to one call at a time. When an exception ends that call, the batch goes to the
 port's deque of abandoned ones, from which the next call takes it up before it dequeues more.
 """
@@ -79,13 +82,16 @@ class Batch:
     """
 
     __slots__ = (
+        "__weakref__",
         "array",
+        "batches",
         "capacity",
         "count",
         "current",
         "done",
         "flushes",
         "hidden",
+        "late",
         "lingering",
         "memory",
         "operations",
@@ -110,6 +116,10 @@ class Batch:
         self.flushes = port._flushes
         self.sockets = port._sockets
         self.lingering = port._lingering
+        # Operations that others have seen the end of, by their keys.
+        self.late: dict[int, Operation] = {}
+        self.batches = port._batches
+        self.batches.add(self)
 
     def finish(self) -> list[Completion | None]:
         """Decodes the entries that are not decoded yet, gives all back and returns `done`."""
@@ -119,6 +129,7 @@ class Batch:
             lib.an_completion_release(self.array, count)
             self.count[0] = 0
             self.current = None
+            self.late.clear()
             if self.lingering:
                 self._dismiss()
         return self.done
@@ -129,6 +140,8 @@ class Batch:
         operations = self.operations
         find = operations.get
         remove = operations.pop
+        # One that was made later has nothing of what we got earlier.
+        shared = len(self.batches) > 1
         first = len(done)
         if first:
             self._settle(first - 1)
@@ -148,7 +161,7 @@ class Batch:
             flags,
             _reserved,
         ) in _ENTRY.iter_unpack(entries):
-            operation = find(key)
+            operation = find(key) or self.late.get(key)
             if operation is None:
                 self._decode_unusual(key, socket_key, transferred, error, kind)
                 continue
@@ -177,7 +190,15 @@ class Batch:
                 peer._handle = ffi.cast(_SOCKET, accepted)
             operation._buffer = None
             if not flags & _MORE:
+                if shared:
+                    self._share(operation)
                 remove(key, None)
+
+    def _share(self, operation: Operation) -> None:
+        """The operation has ended: others that have completions of it still have to find it."""
+        for batch in list(self.batches):
+            if batch is not self and batch.count[0]:
+                batch.late[operation._key] = operation
 
     def _decode_unusual(
         self, key: int, socket_key: int, transferred: int, error: int, kind: int
@@ -232,6 +253,7 @@ class Batch:
             completion.accepted._handle = ffi.cast(_SOCKET, accepted)
         operation._buffer = None
         if not completion.more:
+            self._share(operation)
             self.operations.pop(operation._key, None)
 
 

@@ -54,6 +54,7 @@ class CompletionPort(PortBase):
     __slots__ = (
         "__weakref__",
         "_abandoned",
+        "_batches",
         "_flushes",
         "_handle",
         "_lingering",
@@ -76,6 +77,8 @@ class CompletionPort(PortBase):
         self._lingering: dict[int, AsyncSocket] = {}
         # Batches whose call ended by an exception, see _batch.
         self._abandoned: deque[Batch | Remainder] = deque()
+        # Those of all threads: who decodes the end of an operation tells the others.
+        self._batches: weakref.WeakSet[Batch] = weakref.WeakSet()
         self._local = _ThreadLocal()
         # Python runs signal handlers in this thread only.
         self._main_thread = threading.main_thread().ident
