@@ -490,8 +490,11 @@ def test_references_and_memory_do_not_grow(backend: str, what: str) -> None:
                 lambda: ours.recv(nothing=5),  # type: ignore[call-arg]
                 lambda: port.timer(-1),
             ):
-                with pytest.raises((ValueError, TypeError)):
+                try:
                     call()
+                except (ValueError, TypeError):
+                    continue
+                pytest.fail("it was not refused")
 
         turn = {
             "posts": posts,

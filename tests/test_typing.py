@@ -94,6 +94,6 @@ def test_misuse_is_refused_line_by_line(folder: Path) -> None:
 def test_typing_all_uses_every_public_name() -> None:
     text = Path(__file__).with_name("typing_all.py").read_text()
     for kind in (an.AsyncSocket, an.CompletionPort, an.Operation, an.Completion):
-        for name in vars(kind):
+        for name in dir(kind):
             if not name.startswith("_"):
                 assert f".{name}" in text, f"{kind.__name__}.{name} is not used"

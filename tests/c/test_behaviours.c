@@ -504,6 +504,29 @@ static void sendfile_to_a_peer_that_leaves_raises_no_signal(const char *backend)
     an_port_free(port);
 }
 
+/* ---- state ------------------------------------------------------------------------------------------------------- */
+
+/* What a completion shows is the state at its dequeuing, and an owner that goes can take itself out of a closed socket. */
+static void the_state_is_replaced_also_on_a_closed_socket(const char *backend) {
+    int first, second;
+    an_operation operation;
+    an_port *port = open_port(backend);
+    an_socket *socket = open_socket(port, SOCK_DGRAM);
+    CHECK_OK(an_port_associate(port, socket, &first));
+    CHECK(an_socket_state(socket) == &first);
+    CHECK_OK(an_socket_recv(socket, &operation, NULL, 1, 0, UINT64_MAX, AN_FOREVER));
+    CHECK_OK(an_socket_close(socket, 0));
+    an_socket_set_state(socket, &second);
+    CHECK(an_socket_state(socket) == &second);
+    an_completion completion = dequeue_one(port);
+    CHECK(completion.error == AN_ECANCELED && completion.state == &second);
+    an_socket_set_state(socket, NULL);
+    CHECK(an_socket_state(completion.socket) == NULL);
+    an_completion_release(&completion, 1);
+    an_socket_free(socket, 0);
+    an_port_free(port);
+}
+
 /* ---- running ----------------------------------------------------------------------------------------------------------------- */
 
 struct behaviour {
@@ -535,6 +558,7 @@ static const struct behaviour behaviours[] = {
     {"a datagram socket that was shut down costs no processor",
      a_datagram_socket_that_was_shut_down_costs_no_processor},
     {"sendfile to a peer that leaves raises no signal", sendfile_to_a_peer_that_leaves_raises_no_signal},
+    {"the state is replaced also on a closed socket", the_state_is_replaced_also_on_a_closed_socket},
 };
 
 static const struct behaviour *current;
