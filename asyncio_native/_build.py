@@ -95,7 +95,8 @@ def sources() -> list[str]:
         if words and all(PLATFORMS[platform] for platform in words[:-1]):
             paths.append(words[-1])
     if sys.implementation.name == "cpython":
-        paths.append("asyncio_native/_fast.c")
+        hot = (ROOT / "csrc" / "python").glob("*.c")
+        paths += sorted(path.relative_to(ROOT).as_posix() for path in hot)
     return [*paths, "tests/kqueue/kqueue.c"] if KQUEUE == "stand-in" else paths
 
 

@@ -1,4 +1,4 @@
-"""The public classes over the hot paths in C (_fast.c); what is not hot they have from Python.
+"""The public classes over the hot paths in C (csrc/python); what is not hot they have from Python.
 
 Nothing may get lost when a signal handler of Python raises. In C none runs, but where this says so;
 one may run between the return of a C call and the next instruction, which is why a batch comes in a
@@ -111,6 +111,7 @@ _fast.bind(
     address_of=address_of,
     decode=_address.decode,
     file_descriptor=base.file_descriptor,
+    refusal=SocketBase._refusal,
     dequeue_error=_port_base.dequeue_error,
     start_error=_port_base.start_error,
     associate_error=_associate_error,

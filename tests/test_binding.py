@@ -7,6 +7,7 @@ them, each in a process of its own, and what only the one in C promises.
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import socket
@@ -24,6 +25,7 @@ import asyncio_native as an
 import pytest
 from support import (
     PATIENCE,
+    check_python,
     dial,
     drain,
     listening,
@@ -530,6 +532,67 @@ def test_references_and_memory_do_not_grow(backend: str, what: str) -> None:
 
 
 # -- threads ---------------------------------------------------------------------------------------
+
+
+NO_MEMORY = """
+    import _testcapi, os
+    import asyncio_native as an
+    from support import pair
+
+    with an.CompletionPort() as port:
+        listener = an.AsyncSocket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port.associate(listener)
+        ours, peer = pair(port, "unix")
+        cut_short = 0
+        for fails_from in range(1, 60):
+            listener.accept()
+            client = an.AsyncSocket()
+            port.associate(client)
+            client.connect(listener.getsockname())
+            ours.recv()
+            ours.send(b"out")
+            peer.sendall(b"in" * 300)
+            for number in range(20):
+                port.post(number)
+            expected = 24
+            seen = []
+            while len(seen) < expected:
+                batch = []
+                try:
+                    _testcapi.set_nomemory(fails_from, fails_from + 1)
+                    try:
+                        batch = port.dequeue_many(64, 10)
+                    finally:
+                        _testcapi.remove_mem_hooks()
+                except MemoryError:
+                    fails_from += 7  # so that it ends
+                assert len(batch) <= 64
+                seen += batch
+                cut_short += len(seen) < expected
+            posts = [c.state for c in seen if c.kind is an.POST]
+            assert posts == list(range(20)), posts
+            kinds = sorted(c.kind for c in seen if c.kind is not an.POST)
+            assert kinds == [an.ACCEPT, an.CONNECT, an.RECV, an.SEND]
+            assert [c.data for c in seen if c.kind is an.RECV] == [b"in" * 300]
+            assert port.in_flight == 0
+            for completion in seen:
+                if completion.accepted:
+                    completion.accepted.close()
+            client.close()
+            peer.recv(100)
+        print(cut_short)
+        ours.close()
+"""
+
+
+@only_c
+def test_memory_that_runs_out_while_dequeuing_loses_nothing(backend: str) -> None:
+    """Each allocation of a batch fails in turn."""
+    if importlib.util.find_spec("_testcapi") is None:
+        pytest.skip("this interpreter has no _testcapi, which makes allocations fail")
+    assert int(check_python(NO_MEMORY, backend)) > 20
 
 
 @only_c
