@@ -1,4 +1,4 @@
-"""The types of the compiled module of the hot paths, as far as the package uses it; see csrc/python.
+"""The types of the compiled module of the hot paths, as far as the package uses it (csrc/python).
 
 What users see of its classes is typed in the classes over cffi, which have the same methods.
 """

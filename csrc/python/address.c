@@ -30,7 +30,7 @@ PyObject *fast_show_address(const struct binding *binding, int family, const an_
 static struct peer *slot_by_bytes(struct peer *peers, const an_address *address) {
     uint64_t hash = address->length;
     const uint64_t *words = address->storage;
-    for (uint32_t i = 0; i < (address->length + 7) / 8 && i < 4; i++) /* an IPv6 address at most; a path's begin */
+    for (uint32_t i = 0; i < address->length / 8; i++) /* family, port and, but for IPv6's scope, all the rest */
         hash = (hash ^ words[i]) * 0x9E3779B97F4A7C15u;
     return &peers[(hash >> 32) % PEERS];
 }
@@ -59,14 +59,19 @@ PyObject *fast_show_peer(struct binding *binding, int family, const an_address *
     if (binding->peers == NULL || binding->targets == NULL)
         return PyErr_NoMemory();
     struct peer *slot = slot_by_bytes(binding->peers, address);
+    PyObject *shown;
     if (slot->shown != NULL && slot->address.length == address->length &&
-        memcmp(slot->address.storage, address->storage, address->length) == 0)
-        return reference(slot->shown);
-    PyObject *shown = fast_show_address(binding, family, address);
-    if (shown == NULL)
-        return NULL;
-    fill_slot(slot, shown, address);
-    fill_slot(slot_by_object(binding->targets, shown), shown, address);
+        memcmp(slot->address.storage, address->storage, address->length) == 0) {
+        shown = reference(slot->shown);
+    } else {
+        shown = fast_show_address(binding, family, address);
+        if (shown == NULL)
+            return NULL;
+        fill_slot(slot, shown, address);
+    }
+    struct peer *target = slot_by_object(binding->targets, shown);
+    if (target->shown != shown)
+        fill_slot(target, shown, address);
     return shown;
 }
 

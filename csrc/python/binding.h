@@ -167,8 +167,9 @@ struct port_object {
     PyObject *weak_references;
     struct operation_object *operations[PLACES];
     Py_ssize_t in_flight;
-    PyObject *abandoned; /* list: completions that an interrupted call left; or NULL */
-    PyObject *lingering; /* list: dropped sockets whose failures are queued; or NULL */
+    PyObject *abandoned;        /* list: completions that an interrupted call left; or NULL */
+    Py_ssize_t abandoned_first; /* those before it were taken up */
+    PyObject *lingering;        /* list: dropped sockets whose failures are queued; or NULL */
     struct batch *spare;
     struct batch *left;
     struct batch *active; /* those of calls that wait or decode */

@@ -204,15 +204,17 @@ static bool wait_and_decode(struct port_object *port, struct batch *batch, size_
 }
 
 static bool take_abandoned(struct port_object *port, size_t limit, PyObject *done) {
-    PyObject *first = PyList_GetSlice(port->abandoned, 0, (Py_ssize_t)limit);
-    if (first == NULL)
-        return false;
-    Py_ssize_t count = PyList_Size(first);
-    bool taken = PyList_SetSlice(done, 0, 0, first) == 0 && PyList_SetSlice(port->abandoned, 0, count, NULL) == 0;
-    Py_DECREF(first);
-    if (taken && PyList_Size(port->abandoned) == 0)
+    Py_ssize_t size = PyList_Size(port->abandoned);
+    while (port->abandoned_first < size && (size_t)PyList_Size(done) < limit) {
+        if (PyList_Append(done, PyList_GetItem(port->abandoned, port->abandoned_first)) != 0)
+            return false;
+        port->abandoned_first++;
+    }
+    if (port->abandoned_first == size) {
+        port->abandoned_first = 0;
         Py_CLEAR(port->abandoned);
-    return taken;
+    }
+    return true;
 }
 
 /* What calls left over that ran out of memory, or were broken off by a signal handler. */
@@ -306,12 +308,14 @@ PyObject *fast_port_fill(PyObject *self, PyObject *const *arguments, Py_ssize_t 
     Py_RETURN_NONE;
 }
 
+/* _abandon(done): puts them before what is abandoned already, in the place of what was taken up. */
 PyObject *fast_port_abandon(PyObject *self, PyObject *done) {
     struct port_object *port = (struct port_object *)self;
     if (port->abandoned == NULL && (port->abandoned = PyList_New(0)) == NULL)
         return NULL;
-    if (PyList_SetSlice(port->abandoned, 0, 0, done) != 0)
+    if (PyList_SetSlice(port->abandoned, 0, port->abandoned_first, done) != 0)
         return NULL;
+    port->abandoned_first = 0;
     if (port_is_closed(port))
         fast_discard_abandoned(port);
     Py_RETURN_NONE;

@@ -37,15 +37,17 @@ void fast_give_batch_back(struct port_object *port, struct batch *batch) {
 
 /* Dropped sockets whose failures have all been reported need not be kept any more. */
 static void dismiss_lingering(struct port_object *port) {
-    for (Py_ssize_t i = PyList_Size(port->lingering) - 1; i >= 0; i--) {
-        if (i >= PyList_Size(port->lingering))
-            continue; /* dropping one ran Python code, which dismissed others */
-        struct socket_object *socket = (struct socket_object *)PyList_GetItem(port->lingering, i);
+    PyObject *lingering = reference(port->lingering); /* dropping one may run Python code, which may close the port */
+    for (Py_ssize_t i = PyList_Size(lingering) - 1; i >= 0; i--) {
+        if (i >= PyList_Size(lingering))
+            continue; /* or which dismissed others */
+        struct socket_object *socket = (struct socket_object *)PyList_GetItem(lingering, i);
         if (socket->handle != NULL && an_socket_unreported(socket->handle) > 0)
             continue;
-        if (PyList_SetSlice(port->lingering, i, i + 1, NULL) != 0)
+        if (PyList_SetSlice(lingering, i, i + 1, NULL) != 0)
             PyErr_Clear();
     }
+    Py_DECREF(lingering);
 }
 
 void fast_release_entries(struct port_object *port, struct batch *batch) {
@@ -72,8 +74,10 @@ void fast_discard_left(struct port_object *port) {
 /* Nobody has got these, nor the connections in them. */
 void fast_discard_abandoned(struct port_object *port) {
     PyObject *abandoned = port->abandoned;
+    Py_ssize_t first = port->abandoned_first;
     port->abandoned = NULL;
-    for (Py_ssize_t i = 0; abandoned != NULL && i < PyList_Size(abandoned); i++) {
+    port->abandoned_first = 0;
+    for (Py_ssize_t i = first; abandoned != NULL && i < PyList_Size(abandoned); i++) {
         PyObject *accepted = ((struct completion_object *)PyList_GetItem(abandoned, i))->accepted;
         if (accepted != NULL && accepted != Py_None && !fast_close_socket((struct socket_object *)accepted, false))
             PyErr_Clear();
