@@ -198,6 +198,13 @@ static inline PyObject *reference(void *object) {
     return object;
 }
 
+/* None for the interpreter. From 3.12 on None is immortal there, while this code was compiled for 3.11 to count: what is
+ * given away must not be counted here alone. */
+static inline PyObject *nothing(void) {
+    Py_IncRef(Py_None);
+    return Py_None;
+}
+
 static inline PyObject *none_or(void *object) { return reference(object != NULL ? object : Py_None); }
 
 static inline bool port_is_closed(const struct port_object *port) {

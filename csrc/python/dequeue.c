@@ -305,7 +305,7 @@ PyObject *fast_port_fill(PyObject *self, PyObject *const *arguments, Py_ssize_t 
         return NULL;
     if (!filled)
         PyErr_Clear(); /* out of memory behind these, which go to the user first */
-    Py_RETURN_NONE;
+    return nothing();
 }
 
 /* _abandon(done): puts them before what is abandoned already, in the place of what was taken up. */
@@ -318,5 +318,5 @@ PyObject *fast_port_abandon(PyObject *self, PyObject *done) {
     port->abandoned_first = 0;
     if (port_is_closed(port))
         fast_discard_abandoned(port);
-    Py_RETURN_NONE;
+    return nothing();
 }

@@ -46,7 +46,7 @@ static PyObject *module_bind(PyObject *module, PyObject *arguments, PyObject *he
     PyObject *former = binding->socket_type;
     binding->socket_type = reference(socket_type);
     Py_XDECREF(former);
-    Py_RETURN_NONE;
+    return nothing();
 }
 
 static PyMethodDef module_methods[] = {

@@ -166,7 +166,7 @@ static PyObject *control(PyObject *self, int (*call)(an_socket *, an_operation *
         PyErr_SetString(PyExc_ValueError, "only a multishot that is in flight can be paused and resumed");
         return NULL;
     }
-    Py_RETURN_NONE;
+    return nothing();
 }
 
 static PyObject *operation_pause(PyObject *self, PyObject *unused) {

@@ -149,7 +149,7 @@ static PyObject *port_open(PyObject *self, PyTypeObject *type, PyObject *const *
         port->module = reference(PyType_GetModule(type));
     port->main_thread = main_thread;
     port->handle = handle;
-    Py_RETURN_NONE;
+    return nothing();
 }
 
 static void port_finalize(PyObject *self) {
@@ -232,7 +232,7 @@ static PyObject *port_post(PyObject *self, PyTypeObject *type, PyObject *const *
     if (started_own(operation, an_port_post(port->handle, &operation->operation, NULL)) == NULL)
         return NULL;
     Py_DECREF((PyObject *)operation);
-    Py_RETURN_NONE;
+    return nothing();
 }
 
 static PyObject *port_timer(PyObject *self, PyTypeObject *type, PyObject *const *arguments, Py_ssize_t given,
@@ -284,13 +284,13 @@ static PyObject *port_associate(PyObject *self, PyTypeObject *type, PyObject *co
     if (socket->port == NULL)
         socket->port = (struct port_object *)reference(port);
     Py_XDECREF(former);
-    Py_RETURN_NONE;
+    return nothing();
 }
 
 static PyObject *port_close(PyObject *self, PyObject *unused) {
     (void)unused;
     shut_down((struct port_object *)self);
-    Py_RETURN_NONE;
+    return nothing();
 }
 
 static PyObject *port_closed(PyObject *self, void *closure) {

@@ -17,7 +17,7 @@ static PyObject *socket_give(PyObject *self, PyObject *arguments) {
     }
     socket->handle = handle;
     socket->family = family;
-    Py_RETURN_NONE;
+    return nothing();
 }
 
 static void close_handle(an_socket *handle, uint32_t flags) {
@@ -155,7 +155,7 @@ static PyObject *socket_close(PyObject *self, PyTypeObject *type, PyObject *cons
         return fast_no_handle();
     if (!fast_close_socket(socket, flush))
         return NULL;
-    Py_RETURN_NONE;
+    return nothing();
 }
 
 /* ---- starting operations ------------------------------------------------------------------------------------------------ */
@@ -365,7 +365,7 @@ static PyObject *send_quietly(const struct binding *binding, struct socket_objec
         return fast_no_handle();
     socket->quiet = true;
     int error = hand_over(socket->handle, sending);
-    return error == 0 ? reference(Py_None) : refuse(binding, socket, error);
+    return error == 0 ? nothing() : refuse(binding, socket, error);
 }
 
 static PyObject *start_sending(struct operation_object *operation, struct sending *sending) {
