@@ -505,7 +505,9 @@ def test_references_and_memory_do_not_grow(backend: str, what: str) -> None:
             "datagrams": datagrams,
             "refused": refused,
         }[what]
-        counted = (None, state, port, ours, udp, data, buffer, b"", True, an.RECV, an.Operation)
+        counted = [state, port, ours, udp, data, buffer, an.RECV, an.Operation, an.AsyncSocket]
+        if sys.version_info < (3, 12):  # later they are immortal: their count means nothing
+            counted += [None, True, b""]
         for _ in range(50):
             turn()
         gc.collect()
