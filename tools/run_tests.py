@@ -37,7 +37,6 @@ SANITIZERS = os.environ.get("ASYNCIO_NATIVE_SANITIZE", "")
 MEASURING = (
     ("test_system_calls", ""),
     ("test_binding", "interpreter_lock"),
-    ("test_binding", "memory_do_not_grow"),
     ("test_11_no_growth", "memory"),
     ("test_growth_traps", "memory"),
     ("test_growth_traps", "for_long_leave_nothing"),
