@@ -1,6 +1,6 @@
 /* echo_epoll.c - a minimal TCP echo server on epoll: what a plain C server costs.
  *
- *     echo_epoll [buffer=262144]
+ *     echo_epoll [buffer=262144] [port=0]
  *
  * Each connection is registered once, edge-triggered, for both directions. A receive that came back short has emptied
  * the socket. What a send leaves over waits for room in memory of the connection.
@@ -78,11 +78,11 @@ static void serve(int connection, uint32_t events) {
 
 int main(int count, char **arguments) {
     (void)count;
-    check_options(arguments, (const char *const[]){"buffer", NULL});
+    check_options(arguments, (const char *const[]){"buffer", "port", NULL});
     buffer_size = number(arguments, "buffer", 256 * 1024);
     buffer = malloc(buffer_size);
     epoll = epoll_create1(EPOLL_CLOEXEC);
-    int listener = listen_on_loopback();
+    int listener = listen_on_loopback(arguments);
     struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.fd = listener}, events[EVENTS];
     if (buffer == NULL || epoll < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event) < 0)
         fail("start");

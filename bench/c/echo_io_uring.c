@@ -454,7 +454,7 @@ int main(int count, char **arguments) {
     check_options(arguments,
                   (const char *const[]){"concurrency", "registered_ring", "no_sqarray", "files", "accept", "receive",
                                         "buffer", "buffers", "incremental", "bundle", "copy", "receive_poll_first",
-                                        "send", "send_poll_first", "wait_count", "wait_us", "min_wait_us", NULL});
+                                        "send", "send_poll_first", "wait_count", "wait_us", "min_wait_us", "port", NULL});
     configure(arguments);
     unsigned wait_count = number(arguments, "wait_count", 1);
     uint64_t wait_ns = (uint64_t)number(arguments, "wait_us", 0) * 1000;
@@ -465,7 +465,7 @@ int main(int count, char **arguments) {
     bool with_argument = argument.timeout != 0 || argument.min_wait_us != 0;
     if (argument.min_wait_us != 0 && (ring.features & FEATURE_MIN_TIMEOUT) == 0)
         fail("this kernel has no minimum wait");
-    listener = listen_on_loopback();
+    listener = listen_on_loopback(arguments);
     if (accepting == ACCEPT_READINESS && fcntl(listener, F_SETFL, O_NONBLOCK) < 0)
         fail("fcntl");
     arm_accept();

@@ -161,7 +161,7 @@ int main(int count, char **arguments) {
     if (sched_getaffinity(0, sizeof cores, &cores) < 0 ||
         register_with_ring(&ring, REGISTER_IOWQ_AFF, &cores, sizeof cores) < 0)
         fail("IORING_REGISTER_IOWQ_AFF");
-    listener = listen_on_loopback();
+    listener = listen_on_loopback(arguments);
     arm_accept();
     while (!stopping) {
         struct io_uring_cqe cqe;

@@ -1,9 +1,14 @@
-/* load.c - the load: a closed loop of echoes, cycles of connect, echo and close, or a download, every byte checked.
+/* load.c - the load: a closed loop of echoes over TCP or UDP, cycles of connect, echo and close, a message that the
+ * server gives to all, or a download; every byte checked.
  *
- *     load port=N [mode=echo|cycles|download] [connections=50] [size=64] [ms=400] [warm_up_ms=100] [rate=0] [pid=N]
+ *     load port=N [mode=echo|cycles|udp|fanout|download] [connections=50] [idle=0] [size=64] [ms=400] [warm_up_ms=100]
+ *          [rate=0] [pid=N] [wait=0]
  *
  * One message is outstanding on each connection. With rate=N messages a second start at even distances, on the
- * connection that has been idle longest. In a download size is that of the file, of which byte i is pattern(i).
+ * connection that has been idle longest; their latency counts from when they were due, so that a server which keeps the
+ * load waiting does not look faster for it. Beside the connections that are used stand idle=N that are not. In a fanout
+ * one connection sends, and what counts is each delivery. In a download size is that of the file, of which byte i is
+ * pattern(i). With wait=1 it prints "ready" when all are connected and goes on after a line on its standard input.
  * Prints one line of JSON: messages, seconds, its own idle share, latencies, and the CPU time that all threads of the
  * server pid= took meanwhile. To be cheap it is an io_uring program itself: small messages come through provided
  * buffers, large ones by readiness into one warm buffer.
@@ -16,7 +21,7 @@
 #include <poll.h>
 #include <time.h>
 
-enum mode { ECHO, CYCLES, DOWNLOAD };
+enum mode { ECHO, CYCLES, UDP, FANOUT, DOWNLOAD };
 enum kind { DATA, READABLE, WRITABLE };
 
 enum {
@@ -44,7 +49,7 @@ static struct buffer_ring buffers;
 static struct peer peers[CONNECTION_LIMIT];
 static unsigned char *payload, *large_buffer;
 static enum mode mode;
-static unsigned connections, running;
+static unsigned connections, running, undelivered; /* undelivered: fanout, how many wait for the message */
 static size_t size;
 static struct sockaddr_in server;
 static uint64_t messages, received_bytes, out_of_buffers, histogram[BUCKETS];
@@ -118,11 +123,14 @@ static void arm(unsigned peer, enum kind kind) {
     sqe->len = kind == READABLE && mode == ECHO ? IORING_POLL_ADD_MULTI : 0;
 }
 
+/* In a fanout all receive what the first one sent. */
+static const unsigned char *expected_by(unsigned peer) { return payload + (mode == FANOUT ? 0 : peer % SHIFTS); }
+
 static void connect_peer(unsigned peer) {
     static unsigned turn;
-    int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+    int descriptor = socket(AF_INET, (mode == UDP ? SOCK_DGRAM : SOCK_STREAM) | SOCK_CLOEXEC, 0), one = 1;
     struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK + turn++ % SOURCES)};
-    if (descriptor < 0 || setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0 ||
+    if (descriptor < 0 || (mode != UDP && setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0) ||
         setsockopt(descriptor, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one) < 0 ||
         bind(descriptor, (struct sockaddr *)&source, sizeof source) < 0 ||
         connect(descriptor, (struct sockaddr *)&server, sizeof server) < 0)
@@ -138,9 +146,19 @@ static void prove_accepted(unsigned peer) {
         broken("the first byte did not come back");
 }
 
+/* For a fanout each connection asks, as a server may well hear the last before it has counted the others in. */
+static void connect_all(unsigned count) {
+    for (unsigned peer = 0; peer < count; peer++) {
+        connect_peer(peer);
+        if (mode == FANOUT ||
+            (mode == ECHO && (peer % CONNECT_BATCH == CONNECT_BATCH - 1 || peer == count - 1)))
+            prove_accepted(peer);
+    }
+}
+
 static void go_on_sending(unsigned peer) {
     struct peer *state = &peers[peer];
-    ssize_t sent = send_now(state->descriptor, payload + peer % SHIFTS + state->sent, size - state->sent);
+    ssize_t sent = send_now(state->descriptor, expected_by(peer) + state->sent, size - state->sent);
     if (sent < 0)
         broken("the server reset a connection");
     state->sent += (size_t)sent;
@@ -148,9 +166,10 @@ static void go_on_sending(unsigned peer) {
         arm(peer, WRITABLE);
 }
 
-static void start_message(unsigned peer) {
+static void start_message(unsigned peer, uint64_t now_ns) {
     peers[peer].sent = peers[peer].received = 0;
-    peers[peer].sent_at_ns = clock_ns(CLOCK_MONOTONIC);
+    peers[peer].sent_at_ns = now_ns;
+    undelivered = connections;
     go_on_sending(peer);
 }
 
@@ -168,28 +187,34 @@ static void start_what_is_due(void) {
     for (; first_idle >= 0 && due_ns <= now; due_ns += interval_ns) {
         unsigned peer = (unsigned)first_idle;
         first_idle = peers[peer].next_idle;
-        start_message(peer);
+        start_message(peer, due_ns);
     }
 }
 
 static void message_came_back(unsigned peer) {
+    uint64_t now_ns = clock_ns(CLOCK_MONOTONIC);
     messages++;
-    count_latency(clock_ns(CLOCK_MONOTONIC) - peers[peer].sent_at_ns);
+    count_latency(now_ns - peers[mode == FANOUT ? 0 : peer].sent_at_ns);
     if (mode == CYCLES) {
         close(peers[peer].descriptor);
         connect_peer(peer);
         arm(peer, READABLE);
     }
-    if (interval_ns > 0)
+    if (mode == FANOUT) {
+        peers[peer].received = 0;
+        if (--undelivered == 0)
+            start_message(0, now_ns);
+    } else if (interval_ns > 0) {
         become_idle(peer);
-    else
-        start_message(peer);
+    } else {
+        start_message(peer, now_ns);
+    }
 }
 
 static void check(unsigned peer, const unsigned char *data, size_t length) {
     struct peer *state = &peers[peer];
-    size_t shift = mode == DOWNLOAD ? 0 : peer % SHIFTS;
-    if (state->received + length > size || memcmp(data, payload + shift + state->received, length) != 0)
+    const unsigned char *expected = mode == DOWNLOAD ? payload : expected_by(peer);
+    if (state->received + length > size || memcmp(data, expected + state->received, length) != 0)
         broken("other bytes came back than were sent");
     state->received += length;
     received_bytes += length;
@@ -267,44 +292,61 @@ static void run_until(uint64_t end_ns) {
     }
 }
 
-int main(int count, char **arguments) {
-    (void)count;
-    check_options(arguments, (const char *const[]){"port", "mode", "connections", "size", "ms", "warm_up_ms", "rate",
-                                                   "pid", NULL});
-    mode = (enum mode)choice(arguments, "mode", (const char *const[]){"echo", "cycles", "download", NULL});
+static void configure(char **arguments) {
+    check_options(arguments, (const char *const[]){"port", "mode", "connections", "idle", "size", "ms", "warm_up_ms",
+                                                   "rate", "pid", "wait", NULL});
+    mode = (enum mode)choice(arguments, "mode",
+                             (const char *const[]){"echo", "cycles", "udp", "fanout", "download", NULL});
     connections = running = number(arguments, "connections", 50);
     size = number(arguments, "size", 64);
-    unsigned rate = number(arguments, "rate", 0), pid = number(arguments, "pid", 0);
+    unsigned rate = number(arguments, "rate", 0);
     interval_ns = rate > 0 ? 1000000000 / rate : 0;
     server = (struct sockaddr_in){.sin_family = AF_INET,
                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
                                   .sin_port = htons((uint16_t)number(arguments, "port", 0))};
     payload = malloc(size + SHIFTS);
     large_buffer = malloc(LARGE_BUFFER);
-    if (payload == NULL || large_buffer == NULL || connections > CONNECTION_LIMIT)
+    if (payload == NULL || large_buffer == NULL)
         die("malloc");
     for (size_t i = 0; i < size + SHIFTS; i++)
         payload[i] = pattern(i);
-    ring_open(&ring, SQ_ENTRIES, CQ_ENTRIES, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
-    ring_register_descriptor(&ring);
-    bool small = mode == ECHO && size <= SMALL;
-    if (small)
-        buffer_ring_open(&buffers, &ring, BUFFERS, SMALL, false);
-    uint64_t cpu_before = cpu_ns_of(pid), own_before = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
-    uint64_t began_ns = clock_ns(CLOCK_MONOTONIC);
-    for (unsigned peer = 0; peer < connections; peer++) {
-        connect_peer(peer);
-        if (mode == ECHO && (peer % CONNECT_BATCH == CONNECT_BATCH - 1 || peer == connections - 1))
-            prove_accepted(peer);
-    }
+}
+
+static void await_start(void) {
+    printf("ready\n");
+    fflush(stdout);
+    if (getchar() != '\n')
+        broken("was not told to start");
+}
+
+static void start_all(bool small) {
     due_ns = clock_ns(CLOCK_MONOTONIC);
     for (unsigned peer = 0; peer < connections; peer++) {
         arm(peer, small ? DATA : READABLE);
         if (interval_ns > 0)
             become_idle(peer);
-        else if (mode != DOWNLOAD)
-            start_message(peer);
+        else if (mode != DOWNLOAD && (mode != FANOUT || peer == connections - 1))
+            start_message(mode == FANOUT ? 0 : peer, clock_ns(CLOCK_MONOTONIC));
     }
+}
+
+int main(int count, char **arguments) {
+    (void)count;
+    configure(arguments);
+    unsigned idle = number(arguments, "idle", 0), pid = number(arguments, "pid", 0);
+    bool small = (mode == ECHO || mode == UDP || mode == FANOUT) && size <= SMALL;
+    if (connections == 0 || connections + idle > CONNECTION_LIMIT || ((mode == UDP || mode == FANOUT) && !small))
+        broken("so many connections, or messages so large, are not provided for");
+    ring_open(&ring, SQ_ENTRIES, CQ_ENTRIES, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
+    ring_register_descriptor(&ring);
+    if (small)
+        buffer_ring_open(&buffers, &ring, BUFFERS, SMALL, false);
+    uint64_t cpu_before = cpu_ns_of(pid), own_before = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+    uint64_t began_ns = clock_ns(CLOCK_MONOTONIC);
+    connect_all(connections + idle);
+    if (number(arguments, "wait", 0) != 0)
+        await_start();
+    start_all(small);
     uint64_t limit_ns = (uint64_t)number(arguments, "ms", 400) * 1000000;
     if (mode != DOWNLOAD) {
         run_until(clock_ns(CLOCK_MONOTONIC) + (uint64_t)number(arguments, "warm_up_ms", 100) * 1000000);
@@ -320,9 +362,9 @@ int main(int count, char **arguments) {
     if (mode == DOWNLOAD && running > 0)
         broken("the download did not end in time");
     printf("{\"messages\": %llu, \"bytes\": %llu, \"seconds\": %.6f, \"idle\": %.4f, \"server_cpu_ns\": %llu, "
-           "\"p50_us\": %.1f, \"p99_us\": %.1f, \"out_of_buffers\": %llu}\n",
+           "\"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"out_of_buffers\": %llu}\n",
            (unsigned long long)messages, (unsigned long long)received_bytes, (double)lasted_ns / 1e9,
            1 - (double)own_ns / (double)lasted_ns, (unsigned long long)server_ns, quantile_us(0.5), quantile_us(0.99),
-           (unsigned long long)out_of_buffers);
+           quantile_us(0.999), (unsigned long long)out_of_buffers);
     return 0;
 }

@@ -70,14 +70,17 @@ static inline void stop(int signal_number) {
     stopping = 1;
 }
 
-/* Accepted connections inherit TCP_NODELAY, so none needs a call of its own. */
-static inline int listen_on_loopback(void) {
+/* On the port of the option port=, which several servers may share, or on one that is free. Accepted connections inherit
+ * TCP_NODELAY, so none needs a call of its own. */
+static inline int listen_on_loopback(char **arguments) {
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+                                  .sin_port = htons((uint16_t)number(arguments, "port", 0))};
     socklen_t length = sizeof address;
     struct sigaction action = {.sa_handler = stop};
     if (sigaction(SIGTERM, &action, NULL) < 0 || listener < 0 ||
         setsockopt(listener, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0 ||
+        setsockopt(listener, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) < 0 ||
         bind(listener, (struct sockaddr *)&address, length) < 0 || listen(listener, BACKLOG) < 0 ||
         getsockname(listener, (struct sockaddr *)&address, &length) < 0)
         fail("listen");
