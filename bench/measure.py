@@ -69,11 +69,12 @@ class Results:
         return Spread.of(a / b for a, b in pairs if a is not None and b)
 
     def best_peer(self, scenario: str, figure: str) -> str | None:
-        """The peer with the best median."""
+        """The peer with the best median, of those that give back the right bytes."""
         medians = {
             name: spread.median
             for name in self.rounds.get(scenario, {})
             if by_name(name).family == "peer"
+            and not by_name(name).fault
             and (spread := self.spread(scenario, name, figure)) is not None
         }
         best = max if figure == "rate" else min

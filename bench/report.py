@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench import servers
 from bench.build import ROOT, Environment
 from bench.goals import judge
 from bench.measure import NOT_BUSY, Results, Spread
@@ -49,6 +50,11 @@ def header_of(scenario: Scenario, peer: str | None) -> list[str]:
     return ["server", f"µs CPU a {scenario.unit}", "least", ratio, *shared, "others' cores"]
 
 
+def called(server: str) -> str:
+    """A server's name in tables; one that is at fault is marked."""
+    return f"{server} *" if servers.by_name(server).fault else server
+
+
 def row_of(results: Results, scenario: Scenario, server: str, peer: str | None) -> list[str]:
     """A server's line."""
     name = scenario.name
@@ -60,10 +66,10 @@ def row_of(results: Results, scenario: Scenario, server: str, peer: str | None) 
     if scenario.kind == "memory":
         memory = results.spread(name, server, "memory_kib")
         least = "" if memory is None else f"{memory.least:.2f}"
-        return [server, shown(memory), least, shown(results.spread(name, server, "stays_kib"))]
+        return [called(server), shown(memory), least, shown(results.spread(name, server, "stays_kib"))]
     cpu = results.spread(name, server, "cpu_us")
     if cpu is None:
-        return [server, "failed", *[""] * 9]
+        return [called(server), "failed", *[""] * 9]
     figure = "cpu_us" if scenario.kind == "paced" else scenario.figure
     ratio = results.ratio((name, server), (name, peer), figure) if peer else None
     busy = results.spread(name, server, "busy")
@@ -71,7 +77,7 @@ def row_of(results: Results, scenario: Scenario, server: str, peer: str | None) 
     idle = results.spread(name, server, "load_idle")
     load_mark = " !" if scenario.kind != "paced" and idle and idle.median < LOAD_NOT_IDLE else ""
     return [
-        server,
+        called(server),
         shown(cpu),
         f"{cpu.least:.2f}",
         "" if ratio is None else shown(ratio, 3),
@@ -86,13 +92,15 @@ def row_of(results: Results, scenario: Scenario, server: str, peer: str | None) 
 def scenario_table(results: Results, scenario: Scenario) -> str:
     """All servers of one scenario; ratios are to the best peer, by the scenario's own figure."""
     figure = "cpu_us" if scenario.kind == "paced" else scenario.figure
-    servers = list(results.rounds[scenario.name])
+    names = list(results.rounds[scenario.name])
     peer = results.best_peer(scenario.name, figure)
     if peer is None and scenario.kind != "memory":
-        peer = servers[0]
-    rows = [row_of(results, scenario, server, peer) for server in servers]
+        peer = names[0]
+    rows = [row_of(results, scenario, name, peer) for name in names]
+    faults = {servers.by_name(name).fault for name in names} - {""}
+    notes = "".join(f"\n\\* {fault}: it is measured, but not compared with.\n" for fault in faults)
     rate = f" ({results.paced_rate:,}/s)" if scenario.kind == "paced" else ""
-    return f"### {scenario.title}{rate}\n\n{markdown(header_of(scenario, peer), rows)}\n"
+    return f"### {scenario.title}{rate}\n\n{markdown(header_of(scenario, peer), rows)}\n{notes}"
 
 
 def goals_table(results: Results) -> str:
