@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = Results()
     with tqdm(total=rounds * sum(map(len, groups)), unit="run", disable=None) as bar:
         for cells in groups:
-            measure(place, results, cells, rounds, options.quick, bar)
+            measure(place, results, cells, rounds, quick=options.quick, bar=bar)
             with tqdm.external_write_mode():
                 for scenario in dict.fromkeys(scenario for scenario, _ in cells):
                     print(report.scenario_table(results, scenario), flush=True)

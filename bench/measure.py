@@ -5,18 +5,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from tqdm import tqdm
 
 from bench.run import Figures, Place, RunFailedError, run_once
 from bench.scenarios import SCENARIOS, Scenario
-from bench.servers import Server, by_name
+from bench.servers import SERVERS, Server, by_name
 
 Cell = tuple[Scenario, Server]
 
 GIVE_UP_AFTER = 2  # failures one after the other
 CALIBRATIONS = 3
-NOT_BUSY = 0.9  # below this share of its core a server was not the bottleneck
 QUICK = {"ms": 150, "warm_up_ms": 50}
 
 
@@ -28,6 +28,7 @@ class Spread:
     low: float  # quartiles
     high: float
     least: float
+    most: float
     rounds: int
 
     @classmethod
@@ -37,11 +38,9 @@ class Spread:
         if not found:
             return None
         low, middle, high = (
-            statistics.quantiles(found, n=4, method="inclusive")
-            if len(found) > 1
-            else found * 3
+            statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else found * 3
         )
-        return cls(middle, low, high, found[0], len(found))
+        return cls(middle, low, high, found[0], found[-1], len(found))
 
 
 @dataclass
@@ -61,9 +60,7 @@ class Results:
         """Its distribution."""
         return Spread.of(v for v in self.of(scenario, server, figure) if v is not None)
 
-    def ratio(
-        self, one: tuple[str, str], other: tuple[str, str], figure: str
-    ) -> Spread | None:
+    def ratio(self, one: tuple[str, str], other: tuple[str, str], figure: str) -> Spread | None:
         """Of two (scenario, server), each round's figure to that of the same round."""
         pairs = zip(self.of(*one, figure), self.of(*other, figure), strict=False)
         return Spread.of(a / b for a, b in pairs if a is not None and b)
@@ -97,8 +94,6 @@ def chosen(names: list[str], available: set[str], peers: bool) -> list[list[Cell
 
 def known_servers() -> set[str]:
     """Names and families."""
-    from bench.servers import SERVERS
-
     return {server.name for server in SERVERS} | {server.family for server in SERVERS}
 
 
@@ -110,9 +105,7 @@ def half_load(place: Place, cells: list[Cell]) -> int:
     scenario = next(s for s in SCENARIOS if s.name == "echo-64x50")
     servers = [server for _, server in cells]
     base = next((server for server in servers if server.name == "uvloop"), servers[0])
-    costs = [
-        run_once(place, base, scenario, scenario.load)["cpu_us"] for _ in range(CALIBRATIONS)
-    ]
+    costs = [run_once(place, base, scenario, scenario.load)["cpu_us"] for _ in range(CALIBRATIONS)]
     return round(1e6 / statistics.median(costs) / 2)
 
 
@@ -124,7 +117,13 @@ def in_turn(cells: list[Cell], rounds: int) -> Iterator[list[Cell]]:
 
 
 def measure(
-    place: Place, results: Results, cells: list[Cell], rounds: int, quick: bool, bar: tqdm[None]
+    place: Place,
+    results: Results,
+    cells: list[Cell],
+    rounds: int,
+    *,
+    quick: bool,
+    bar: tqdm[NoReturn],
 ) -> None:
     """All rounds of the cells of one group."""
     failed: dict[tuple[str, str], int] = {}

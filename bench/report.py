@@ -14,11 +14,17 @@ from typing import Any
 from bench import servers
 from bench.build import ROOT, Environment
 from bench.goals import judge
-from bench.measure import NOT_BUSY, Results, Spread
-from bench.scenarios import UNITS, Scenario, by_name
+from bench.measure import Results, Spread
+from bench.scenarios import Scenario, by_name
 
 RESULTS = ROOT / "bench" / "results"
-LOAD_NOT_IDLE = 0.03  # a generator without idle time may be the bottleneck
+NOT_BUSY = 0.9  # below this share of its core a server was not the bottleneck
+LOAD_IDLE = 0.03  # a generator with less idle time may have been it
+PACE_KEPT = 0.97  # of the messages a second that were asked for
+FIGURES = (
+    *("cpu_us", "rate", "busy", "load_idle", "p50_us", "p99_us", "p999_us"),
+    *("memory_kib", "stays_kib", "connections", "per_wait", "others"),
+)
 
 
 def shown(spread: Spread | None, digits: int = 2) -> str:
@@ -36,18 +42,11 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     lines[1] = ["-" * width for width in widths]
     return "\n".join(
-        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |"
+        "| "
+        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+        + " |"
         for line in lines
     )
-
-
-def header_of(scenario: Scenario, peer: str | None) -> list[str]:
-    """The columns' names."""
-    if scenario.kind == "memory":
-        return ["server", "KiB a connection", "least", "KiB that stay"]
-    ratio = f"ratio to {peer}" if peer else "ratio"
-    shared = [f"{scenario.unit}s/s", "busy", "load idle", "p50 µs", "p99 µs", "p99.9 µs"]
-    return ["server", f"µs CPU a {scenario.unit}", "least", ratio, *shared, "others' cores"]
 
 
 def called(server: str) -> str:
@@ -55,45 +54,83 @@ def called(server: str) -> str:
     return f"{server} *" if servers.by_name(server).fault else server
 
 
+def header_of(scenario: Scenario, peer: str | None) -> list[str]:
+    """The columns' names; the scenario's own figure comes first."""
+    if scenario.kind == "memory":
+        return ["server", "KiB a connection", "least", "KiB that stay", "others' cores"]
+    own = {
+        "cpu_us": f"µs CPU a {scenario.unit}",
+        "rate": f"{scenario.units}/s",
+        "p99_us": "p99 µs",
+    }
+    rest = [name for figure, name in own.items() if figure != scenario.figure]
+    return [
+        "server",
+        own[scenario.figure],
+        "most" if scenario.figure == "rate" else "least",
+        f"ratio to {peer}" if peer else "ratio",
+        *rest,
+        "p50 µs",
+        "p99.9 µs",
+        "busy",
+        "load idle",
+        "others' cores",
+    ]
+
+
+def marked(scenario: Scenario, figure: str, spread: Spread, wanted: float) -> str:
+    """A share or a rate; one that makes the run doubtful has a mark."""
+    text = f"{spread.median:,.0f}" if figure == "rate" else f"{spread.median:.0%}"
+    paced = scenario.kind == "paced"
+    # Where nothing is to be saturated, what counts is that the load's pace was kept.
+    doubtful = spread.median < wanted and paced == (figure == "rate")
+    return f"{text} !" if doubtful else text
+
+
 def row_of(results: Results, scenario: Scenario, server: str, peer: str | None) -> list[str]:
     """A server's line."""
-    name = scenario.name
-
-    def median(figure: str, form: str) -> str:
-        spread = results.spread(name, server, figure)
-        return "" if spread is None else format(spread.median, form)
-
+    spreads = {
+        figure: spread
+        for figure in FIGURES
+        if (spread := results.spread(scenario.name, server, figure)) is not None
+    }
+    if not spreads:
+        return [called(server), "failed", *[""] * (len(header_of(scenario, peer)) - 2)]
+    others = f"{spreads['others'].median:.2f}"
     if scenario.kind == "memory":
-        memory = results.spread(name, server, "memory_kib")
-        least = "" if memory is None else f"{memory.least:.2f}"
-        return [called(server), shown(memory), least, shown(results.spread(name, server, "stays_kib"))]
-    cpu = results.spread(name, server, "cpu_us")
-    if cpu is None:
-        return [called(server), "failed", *[""] * 9]
-    figure = "cpu_us" if scenario.kind == "paced" else scenario.figure
-    ratio = results.ratio((name, server), (name, peer), figure) if peer else None
-    busy = results.spread(name, server, "busy")
-    mark = " !" if scenario.kind != "paced" and busy and busy.median < NOT_BUSY else ""
-    idle = results.spread(name, server, "load_idle")
-    load_mark = " !" if scenario.kind != "paced" and idle and idle.median < LOAD_NOT_IDLE else ""
+        held, stays = spreads["memory_kib"], spreads["stays_kib"]
+        return [called(server), shown(held), f"{held.least:.2f}", shown(stays), others]
+    own = spreads[scenario.figure]
+    digits = 2 if scenario.figure == "cpu_us" else 0
+    least = own.most if scenario.figure == "rate" else own.least
+    ratio = None
+    if peer:
+        ratio = results.ratio((scenario.name, server), (scenario.name, peer), scenario.figure)
+    rest = {
+        "cpu_us": f"{spreads['cpu_us'].median:.2f}",
+        "rate": marked(scenario, "rate", spreads["rate"], results.paced_rate * PACE_KEPT),
+        "p99_us": f"{spreads['p99_us'].median:,.0f}",
+    }
     return [
         called(server),
-        shown(cpu),
-        f"{cpu.least:.2f}",
-        "" if ratio is None else shown(ratio, 3),
-        median("rate", ",.0f"),
-        median("busy", ".0%") + mark,
-        "" if scenario.kind == "paced" else median("load_idle", ".0%") + load_mark,
-        *(median(latency, ",.0f") for latency in ("p50_us", "p99_us", "p999_us")),
-        median("others", ".2f"),
+        shown(own, digits),
+        f"{least:,.{digits}f}",
+        shown(ratio, 3) if ratio else "",
+        *(text for figure, text in rest.items() if figure != scenario.figure),
+        f"{spreads['p50_us'].median:,.0f}",
+        f"{spreads['p999_us'].median:,.0f}",
+        marked(scenario, "busy", spreads["busy"], NOT_BUSY),
+        ""
+        if scenario.kind == "paced"
+        else marked(scenario, "idle", spreads["load_idle"], LOAD_IDLE),
+        others,
     ]
 
 
 def scenario_table(results: Results, scenario: Scenario) -> str:
     """All servers of one scenario; ratios are to the best peer, by the scenario's own figure."""
-    figure = "cpu_us" if scenario.kind == "paced" else scenario.figure
     names = list(results.rounds[scenario.name])
-    peer = results.best_peer(scenario.name, figure)
+    peer = results.best_peer(scenario.name, scenario.figure)
     if peer is None and scenario.kind != "memory":
         peer = names[0]
     rows = [row_of(results, scenario, name, peer) for name in names]
@@ -196,10 +233,7 @@ def as_json(results: Results, environment: Environment | None, quick: bool) -> d
 
 def medians_of(results: Results, scenario: str, server: str) -> dict[str, Any]:
     """Each figure's spread."""
-    figures = ["cpu_us", "rate", "busy", "load_idle", "p50_us", "p99_us", "p999_us", *UNITS]
-    spreads = {
-        figure: results.spread(scenario, server, figure) for figure in dict.fromkeys(figures)
-    }
+    spreads = {figure: results.spread(scenario, server, figure) for figure in FIGURES}
     return {figure: asdict(spread) for figure, spread in spreads.items() if spread is not None}
 
 

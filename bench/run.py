@@ -148,7 +148,9 @@ def figures_of(loads: list[dict[str, Any]]) -> Figures:
     }
 
 
-def run_load(place: Place, server: Server, scenario: Scenario, load: dict[str, int | str]) -> Figures:
+def run_load(
+    place: Place, server: Server, scenario: Scenario, load: dict[str, int | str]
+) -> Figures:
     """One server, one generator."""
     with started(place, server, scenario) as running:
         ended = subprocess.run(
@@ -190,9 +192,7 @@ def run_processes(
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(started(place, server, scenario))]
         for _ in range(1, processes):
-            servers.append(
-                stack.enter_context(started(place, server, scenario, servers[0].port))
-            )
+            servers.append(stack.enter_context(started(place, server, scenario, servers[0].port)))
         generators = [
             stack.enter_context(
                 subprocess.Popen(

@@ -12,15 +12,6 @@ from bench.servers import SERVERS, Server
 
 Kind = Literal["load", "paced", "memory", "processes"]
 
-#: The figures' names, and how they are called in tables.
-UNITS = {
-    "cpu_us": "µs CPU",
-    "rate": "a second",
-    "p99_us": "µs p99",
-    "memory_kib": "KiB",
-    "stays_kib": "KiB stay",
-}
-
 
 @dataclass(frozen=True, eq=False)  # there is one of each
 class Scenario:
@@ -42,6 +33,11 @@ class Scenario:
     unit: str = "message"
     only: tuple[str, ...] = ()  # servers' names or families; empty: all that play the role
     plain: bool = False  # whether the plain style takes part
+
+    @property
+    def units(self) -> str:
+        """The unit's plural."""
+        return "deliveries" if self.unit == "delivery" else f"{self.unit}s"
 
     @property
     def connections(self) -> int:
@@ -77,11 +73,11 @@ def echo(name: str, title: str, size: int, connections: int, **changes: object) 
 
 
 SCENARIOS = (
-    echo("echo-64x50", "Echo, 64 B × 50 connections", 64, 50, plain=True),
-    echo("echo-64x1000", "Echo, 64 B × 1,000", 64, 1000),
-    echo("echo-64x9000", "Echo, 64 B × 9,000", 64, 9000),
-    echo("echo-16k", "Echo, 16 KiB × 50", 16384, 50, ring=("buffer=16384", "buffers=256")),
-    echo("echo-256k", "Echo, 256 KiB × 50", 262144, 50, ring=LARGE_RING),
+    echo("echo-64x50", "Echo, 64 B x 50 connections", 64, 50, plain=True),
+    echo("echo-64x1000", "Echo, 64 B x 1,000", 64, 1000),
+    echo("echo-64x9000", "Echo, 64 B x 9,000", 64, 9000),
+    echo("echo-16k", "Echo, 16 KiB x 50", 16384, 50, ring=("buffer=16384", "buffers=256")),
+    echo("echo-256k", "Echo, 256 KiB x 50", 262144, 50, ring=LARGE_RING),
     Scenario(
         "cycles",
         "Connect, one 64 B echo, close; 50 at a time",
@@ -107,7 +103,7 @@ SCENARIOS = (
     ),
     Scenario(
         "busy",
-        "Echo, 64 B × 50, beside one busy Python thread",
+        "Echo, 64 B x 50, beside one busy Python thread",
         "busy",
         {"ms": 1000, "warm_up_ms": 200},
         role="busy",
@@ -115,30 +111,30 @@ SCENARIOS = (
         figure="rate",
         plain=True,
     ),
-    Scenario("active-10", "Echo, 64 B × 10", "idle", {"connections": 10}, only=FEWER),
+    Scenario("active-10", "Echo, 64 B x 10", "idle", {"connections": 10}, only=FEWER),
     Scenario(
         "active-10-of-10010",
-        "Echo, 64 B × 10, beside 10,000 idle connections",
+        "Echo, 64 B x 10, beside 10,000 idle connections",
         "idle",
         {"connections": 10, "idle": 10000},
         only=FEWER,
     ),
     Scenario(
         "deadline-none",
-        "Echo, 64 B × 50, no deadline",
+        "Echo, 64 B x 50, no deadline",
         "deadline",
         only=("capi", *BY_ONE_THREAD),
     ),
     Scenario(
         "deadline",
-        "Echo, 64 B × 50, each message pushes back a deadline of 30 s",
+        "Echo, 64 B x 50, each message pushes back a deadline of 30 s",
         "deadline",
         options=("deadline_s=30",),
         only=("capi", *BY_ONE_THREAD),
     ),
     Scenario(
         "latency",
-        "Latency, 64 B × 50 at half of uvloop's load",
+        "Latency, 64 B x 50 at half of uvloop's load",
         "latency",
         {"ms": 1500},
         kind="paced",
@@ -154,8 +150,8 @@ SCENARIOS = (
         figure="memory_kib",
         unit="connection",
     ),
-    echo("scale-100", "Echo, 64 B × 100", 64, 100, group="scale", only=FEWER),
-    echo("scale-10000", "Echo, 64 B × 10,000", 64, 10000, group="scale", only=FEWER),
+    echo("scale-100", "Echo, 64 B x 100", 64, 100, group="scale", only=FEWER),
+    echo("scale-10000", "Echo, 64 B x 10,000", 64, 10000, group="scale", only=FEWER),
     Scenario(
         "scale-most",
         "Echo, 64 B, as many connections as the machine allows, over several processes",

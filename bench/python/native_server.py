@@ -1,7 +1,7 @@
 """The server on asyncio_native that is measured, as its user would write it.
 
-    native_server.py [backend=auto] [concurrency=1] [style=quiet] [role=echo] [deadline_s=0] [busy=0]
-                     [port=0]
+    native_server.py [backend=auto] [concurrency=1] [style=quiet] [role=echo] [deadline_s=0]
+                     [busy=0] [port=0]
 
 Prints its port on a line and serves until it is ended. `style=quiet`: one multishot receive for
 each connection, quiet sends. `style=plain`: an operation and a completion for everything. `role`:
