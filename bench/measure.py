@@ -130,7 +130,7 @@ def measure(
     load_of: dict[str, dict[str, int | str]] = {}
     for scenario, server in cells:
         results.rounds.setdefault(scenario.name, {}).setdefault(server.name, [])
-        load = {**scenario.load, **(QUICK if quick else {})}
+        load = {**scenario.load, **(QUICK if quick and scenario.kind != "processes" else {})}
         if scenario.kind == "paced":
             results.paced_rate = results.paced_rate or half_load(place, cells)
             load["rate"] = results.paced_rate

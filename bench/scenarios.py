@@ -156,7 +156,7 @@ SCENARIOS = (
         "scale-most",
         "Echo, 64 B, as many connections as the machine allows, over several processes",
         "scale-most",
-        {"ms": 2000, "warm_up_ms": 500},
+        {"ms": 3000, "warm_up_ms": 1000},
         kind="processes",
         only=FEWER,
     ),

@@ -451,10 +451,10 @@ static void configure(char **arguments) {
 
 int main(int count, char **arguments) {
     (void)count;
-    check_options(arguments,
-                  (const char *const[]){"concurrency", "registered_ring", "no_sqarray", "files", "accept", "receive",
-                                        "buffer", "buffers", "incremental", "bundle", "copy", "receive_poll_first",
-                                        "send", "send_poll_first", "wait_count", "wait_us", "min_wait_us", "port", NULL});
+    check_options(arguments, (const char *const[]){"concurrency", "registered_ring", "no_sqarray", "files", "accept",
+                                                   "receive", "buffer", "buffers", "incremental", "bundle", "copy",
+                                                   "receive_poll_first", "send", "send_poll_first", "wait_count",
+                                                   "wait_us", "min_wait_us", "port", NULL});
     configure(arguments);
     unsigned wait_count = number(arguments, "wait_count", 1);
     uint64_t wait_ns = (uint64_t)number(arguments, "wait_us", 0) * 1000;

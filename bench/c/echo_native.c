@@ -98,8 +98,8 @@ static void serve(an_completion *completion) {
 
 int main(int count, char **arguments) {
     (void)count;
-    check_options(arguments, (const char *const[]){"backend", "concurrency", "style", "deadline_s", "max_bytes", "port",
-                                                   NULL});
+    check_options(arguments,
+                  (const char *const[]){"backend", "concurrency", "style", "deadline_s", "max_bytes", "port", NULL});
     an_port_options options = {.backend = option(arguments, "backend", "auto"),
                                .concurrency = number(arguments, "concurrency", 1),
                                .flags = AN_PORT_INTERRUPTIBLE};

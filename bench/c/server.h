@@ -74,7 +74,8 @@ static inline void stop(int signal_number) {
  * TCP_NODELAY, so none needs a call of its own. */
 static inline int listen_on_loopback(char **arguments) {
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
                                   .sin_port = htons((uint16_t)number(arguments, "port", 0))};
     socklen_t length = sizeof address;
     struct sigaction action = {.sa_handler = stop};
