@@ -12,6 +12,7 @@ The first time it builds the programs and an environment with the peers, in buil
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bench import build, report
+from bench import build, plot, report
 from bench.measure import Results, chosen, known_servers, measure
 from bench.run import Place, cores, raise_descriptor_limit
 from bench.scenarios import SCENARIOS
@@ -39,6 +40,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS)
     parser.add_argument("--quick", action="store_true", help="one short round; no measurement")
     parser.add_argument("--python", default="", help="the interpreter that serves")
+    parser.add_argument(
+        "--this-python", action="store_true", help="serve by this one, with what is installed here"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=build.DEFAULT_FOLDER, help="where things are built"
+    )
     parser.add_argument("--no-peers", action="store_true", help="install and measure none")
     parser.add_argument("--output", type=Path, help="the JSON file (not with --quick by default)")
     parser.add_argument("--list", action="store_true", help="scenarios and servers")
@@ -74,6 +81,15 @@ def write(path: Path, results: Results, environment: build.Environment, quick: b
     path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
+def draw(path: Path) -> None:
+    """The plots beside a JSON file."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plots: matplotlib is not installed (extra `bench`)", file=sys.stderr)
+        return
+    for sheet in plot.draw(path):
+        print(f"drawn: {sheet}", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Builds, measures, prints; 1 if a run failed."""
     options = parse(arguments)
@@ -87,16 +103,21 @@ def main(arguments: list[str] | None = None) -> int:
     output = options.output or (None if options.quick else file_name())
     print("building ...", file=sys.stderr, flush=True)
     try:
-        build.build_programs()
-        build.build_native_programs()
-        environment = build.build_environment(options.python, not options.no_peers)
+        build.build_programs(options.folder)
+        build.build_native_programs(options.folder)
+        if options.this_python:
+            environment = build.this_environment()
+        else:
+            environment = build.build_environment(
+                options.python, not options.no_peers, options.folder
+            )
     except build.BuildError as error:
         print(error, file=sys.stderr)
         return 1
     for package, reason in environment.missing.items():
         print(f"without {package}: {reason}", file=sys.stderr)
     raise_descriptor_limit()
-    place = Place(build.DEFAULT_FOLDER, environment, *cores())
+    place = Place(options.folder, environment, *cores())
     available = {"asyncio", *environment.packages}
     groups = chosen(options.names, available, not options.no_peers)
     results = Results()
@@ -113,6 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"failed: {failure}", file=sys.stderr)
     if output:
         print(f"written to {output}", file=sys.stderr)
+        draw(output)
     return 1 if results.failures else 0
 
 

@@ -6,8 +6,10 @@ Everything goes into `build/bench` under the project's root and is made again on
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -21,7 +23,7 @@ SOURCES = ROOT / "bench" / "c"
 DEFAULT_FOLDER = ROOT / "build" / "bench"
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror")
 ALONE = ("echo_epoll", "echo_io_uring", "file_server", "load")
-ON_THE_LIBRARY = ("echo_native",)
+ON_THE_LIBRARY = ("echo_native", "parts")
 OLDEST, NEWEST = 11, 20  # minor versions of CPython 3 that are looked for
 
 
@@ -107,6 +109,12 @@ class Environment:
     version: str  # the interpreter's
     packages: dict[str, str] = field(default_factory=dict)  # and their versions
     missing: dict[str, str] = field(default_factory=dict)  # peers, and why not
+
+
+def this_environment() -> Environment:
+    """The interpreter that runs this, with what is installed there."""
+    packages = {found.name: found.version for found in importlib.metadata.distributions()}
+    return Environment(Path(sys.executable), platform.python_version(), packages)
 
 
 def digest() -> str:

@@ -1,14 +1,14 @@
 """What each feature of io_uring brings a TCP server on loopback: its CPU time for each message.
 
-    python bench/io_uring_features.py [GROUP ...] [--quick] [--rounds 7] [--json FILE]
+    python -m bench.io_uring_features [GROUP ...] [--quick] [--rounds 7] [--json FILE]
 
-Builds the C programs of `bench/c` into a temporary folder and runs them, the server on one core and
-the load on another. All variants of a group run once in each round, in an order that moves on from
-round to round; a variant's ratio is taken to the base of the same round. Printed are the medians
-with their quartiles. CPU time is that of all threads of the server, from
-/proc/PID/task/*/schedstat. Without a group, all run. `--quick` shows in two minutes that everything
-works; its figures are no measurement. A run counts little when others worked beside it (the last
-column: cores they took), when the server was not busy, or when it ran out of provided buffers.
+Builds the C programs of `bench/c` and runs them, the server on one core and the load on another.
+All variants of a group run once in each round, in an order that moves on from round to round; a
+variant's ratio is taken to the base of the same round. Printed are the medians with their
+quartiles. CPU time is that of all threads of the server, from /proc/PID/task/*/schedstat. Without a
+group, all run. `--quick` shows in two minutes that everything works; its figures are no
+measurement. A run counts little when others worked beside it (the last column: cores they took),
+when the server was not busy, or when it ran out of provided buffers.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ import argparse
 import json
 import os
 import platform
-import resource
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SOURCES = Path(__file__).parent / "c"
-PROGRAMS = ("echo_epoll", "echo_io_uring", "file_server", "load")
-SERVER_CORE, LOAD_CORE = "0", "1"
-TIME_LIMIT_S = 60
+from bench import build
+from bench.measure import Spread
+from bench.report import shown
+from bench.run import (
+    TIME_LIMIT_S,
+    RunFailedError,
+    busy_seconds,
+    cores,
+    end,
+    own_seconds,
+    raise_descriptor_limit,
+)
+
 FILE_MIB = 64
 
 
@@ -262,17 +268,6 @@ GROUPS = (
 )
 
 
-def build(folder: Path) -> None:
-    """Compiles the programs."""
-    for program in PROGRAMS:
-        source = SOURCES / f"{program}.c"
-        compiler = os.environ.get("CC", "cc")
-        warnings = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror")
-        output = str(folder / program)
-        command = [compiler, "-std=gnu11", "-O2", *warnings, "-o", output, str(source)]
-        subprocess.run(command, check=True)
-
-
 def options_of(variant: Variant, workload: Workload) -> list[str]:
     """The server's options: the variant's own go before the workload's."""
     chosen = dict(option.split("=") for option in variant.options.split())
@@ -284,25 +279,14 @@ def options_of(variant: Variant, workload: Workload) -> list[str]:
     return [f"{name}={value}" for name, value in chosen.items()]
 
 
-def busy_seconds() -> float:
-    """What all cores have worked since the start of the machine."""
-    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-
-def child_seconds() -> float:
-    """What the children that have ended worked."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
 def run_once(
     folder: Path, variant: Variant, workload: Workload, quick: bool
 ) -> tuple[dict[str, float], dict[str, float]]:
     """One run: what the load and the server report, with the share of others' work beside it."""
-    all_before, own_before, began = busy_seconds(), child_seconds(), time.monotonic()
+    all_before, own_before, began = busy_seconds(), own_seconds(), time.monotonic()
+    server_core, load_core = map(str, cores())
     server = subprocess.Popen(
-        ["taskset", "-c", SERVER_CORE, folder / variant.program, *options_of(variant, workload)],
+        ["taskset", "-c", server_core, folder / variant.program, *options_of(variant, workload)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=folder,
@@ -314,19 +298,18 @@ def run_once(
         if quick and "download" not in workload.options:
             options[2:2] = ["ms=150", "warm_up_ms=50"]
         load = subprocess.run(
-            ["taskset", "-c", LOAD_CORE, folder / "load", *options],
+            ["taskset", "-c", load_core, folder / "load", *options],
             stdout=subprocess.PIPE,
             text=True,
             check=True,
             timeout=TIME_LIMIT_S,
         )
-        server.send_signal(signal.SIGTERM)
-        reported, _ = server.communicate(timeout=TIME_LIMIT_S)
-        others = busy_seconds() - all_before - (child_seconds() - own_before)
+        reported = end(server, server.pid)
+        others = busy_seconds() - all_before - (own_seconds() - own_before)
         figures = json.loads(load.stdout)
         figures["others"] = max(0.0, others) / (time.monotonic() - began)
         return figures, json.loads(reported)
-    except (subprocess.SubprocessError, ValueError) as error:
+    except (subprocess.SubprocessError, RunFailedError, ValueError) as error:
         raise SystemExit(f"{variant.name} under {workload.name} failed: {error}") from error
     finally:
         if server.poll() is None:
@@ -373,8 +356,7 @@ def measure(
 
 def spread(values: list[float], digits: int) -> str:
     """The median, and the quartiles in brackets."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return shown(Spread.of(values), digits)
 
 
 def table(workload: Workload, results: dict[str, Result]) -> str:
@@ -416,20 +398,19 @@ def main() -> None:
     machine = {"kernel": platform.release(), "machine": platform.machine(), "cores": os.cpu_count()}
     recorded: dict[str, Any] = {"machine": machine, "rounds": rounds, "groups": {}}
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        build(folder)
-        for group in GROUPS:
-            if arguments.groups and group.name not in arguments.groups:
-                continue
-            print(f"\n### {group.title}\n", flush=True)
-            for workload in group.workloads:
-                results = measure(folder, group, workload, rounds, arguments.quick)
-                print(table(workload, results) + "\n", flush=True)
-                figures = {variant: vars(result) for variant, result in results.items()}
-                recorded["groups"].setdefault(group.name, {})[workload.name] = figures
-                if arguments.json:
-                    arguments.json.write_text(json.dumps(recorded, indent=1) + "\n")
+    build.build_programs()
+    raise_descriptor_limit()
+    for group in GROUPS:
+        if arguments.groups and group.name not in arguments.groups:
+            continue
+        print(f"\n### {group.title}\n", flush=True)
+        for workload in group.workloads:
+            results = measure(build.DEFAULT_FOLDER, group, workload, rounds, arguments.quick)
+            print(table(workload, results) + "\n", flush=True)
+            figures = {variant: vars(result) for variant, result in results.items()}
+            recorded["groups"].setdefault(group.name, {})[workload.name] = figures
+            if arguments.json:
+                arguments.json.write_text(json.dumps(recorded, indent=1) + "\n")
 
 
 if __name__ == "__main__":

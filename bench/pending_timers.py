@@ -1,6 +1,6 @@
 """What pending timers and moving deadlines cost a server, for each message.
 
-    python bench/pending_timers.py [--backend epoll] [--timers 100000] [--rounds 9]
+    python -m bench.pending_timers [--backend epoll] [--timers 100000] [--rounds 9]
 
 One process echoes over local socket pairs, both sides of which it drives itself, and measures its
 own CPU time for each message in three states that are interleaved, round by round: without any
