@@ -253,6 +253,62 @@ def datagrams(bench: Bench) -> tuple[an.AsyncSocket, socket.socket]:
     return sock, sender
 
 
+def test_dequeue_connect(bench: Bench) -> None:
+    """Connections on loopback, which are made at once."""
+    with socket.create_server(("127.0.0.1", 0), backlog=2 * BATCH) as listener:
+        address = listener.getsockname()
+        made: list[an.AsyncSocket] = []
+
+        def prepare() -> None:
+            for sock in made:
+                listener.accept()[0].close()
+                sock.close()
+            made[:] = [an.AsyncSocket() for _ in range(BATCH)]
+            for sock in made:
+                bench.port.associate(sock)
+                sock.connect(address)
+
+        bench.measure(lambda: bench.dequeue_all(an.CONNECT), prepare)
+        for sock in made:
+            sock.close()
+
+
+def test_dequeue_sendfile(bench: Bench, tmp_path: Path) -> None:
+    """Of small files; the completions are queued already."""
+    path = tmp_path / "file"
+    path.write_bytes(MESSAGE)
+    with path.open("rb") as file:
+
+        def prepare() -> None:
+            for _ in range(BATCH):
+                bench.sock.sendfile(file)
+            bench.drain()
+
+        bench.measure(lambda: bench.dequeue_all(an.SENDFILE), prepare)
+
+
+def test_dequeue_disconnect(bench: Bench) -> None:
+    """The end of the sending side of 64 connections."""
+    pairs: list[tuple[an.AsyncSocket, socket.socket]] = []
+
+    def prepare() -> None:
+        for sock, peer in pairs:
+            sock.close()
+            peer.close()
+        pairs.clear()
+        for _ in range(BATCH):
+            ours, peer = socket.socketpair()
+            sock = an.AsyncSocket.adopt(ours)
+            pairs.append((sock, peer))
+            bench.port.associate(sock)
+            sock.disconnect()
+
+    bench.measure(lambda: bench.dequeue_all(an.DISCONNECT), prepare)
+    for sock, peer in pairs:
+        sock.close()
+        peer.close()
+
+
 def test_dequeue_recvfrom(bench: Bench) -> None:
     """Datagrams with their senders' addresses."""
     sock, sender = datagrams(bench)
@@ -283,6 +339,21 @@ def test_sendto_quiet(bench: Bench) -> None:
             sock.sendto(MESSAGE, address, quiet=True)
 
     bench.measure(run, prepare)
+    sender.close()
+
+
+def test_dequeue_sendto(bench: Bench) -> None:
+    """Completions that are queued already."""
+    sock, sender = datagrams(bench)
+    address = sender.getsockname()
+
+    def prepare() -> None:
+        for _ in range(BATCH):
+            sock.sendto(MESSAGE, address)
+        for _ in range(BATCH):
+            sender.recv(len(MESSAGE))
+
+    bench.measure(lambda: bench.dequeue_all(an.SENDTO), prepare)
     sender.close()
 
 
