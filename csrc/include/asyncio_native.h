@@ -1,7 +1,7 @@
 /* asyncio_native.h - the public C interface of asyncio-native: a completion port on every system.
  *
  * Start an operation on a socket, later dequeue its completion from the port, on a thread of your choice. There are no
- * callbacks. The same code runs on epoll and poll today; io_uring, kqueue and Windows' IOCP follow behind this header.
+ * callbacks. The same code runs on epoll, io_uring, kqueue and poll; an_backends tells which of them work here.
  *
  * Conventions, for every function unless its comment says otherwise:
  *   - It returns 0, or a positive system error number (errno on POSIX, WSA codes on Windows). Nothing is in flight and
@@ -12,7 +12,8 @@
  *   - An operation completes through the queue only, never inside the call that started it.
  *   - In a forked child a port, and each socket that was associated with it, answers AN_EPORTCLOSED.
  *
- * The part between the two marker comments is plain C that the Python binding reads as its declarations.
+ * The part between the two marker comments is plain C that the Python binding reads as its declarations; the pages of
+ * docs/ are made of them and the comments before or behind them.
  */
 #ifndef ASYNCIO_NATIVE_H
 #define ASYNCIO_NATIVE_H
@@ -117,6 +118,7 @@ enum an_port_flag {
     AN_PORT_INTERRUPTIBLE = 1 /* a signal handler that ran in the waiting thread ends the wait with AN_EINTR */
 };
 
+/* Sizes, and the timeout that never ends. */
 enum an_limit {
     AN_FOREVER = -1,      /* a timeout: none */
     AN_REASON_SIZE = 160, /* bytes of a backend's reason with its ending zero */
@@ -300,25 +302,43 @@ int an_socket_close(an_socket *socket, uint32_t flags);
 /* Closes the socket (AN_FLUSH with flags AN_FLUSH) and gives the handle back. */
 void an_socket_free(an_socket *socket, uint32_t flags);
 
-/* bind(2), listen(2), shutdown(2): `how` is 0 receive, 1 send, 2 both; getsockname(2), getpeername(2). */
+/* bind(2). */
 int an_socket_bind(an_socket *socket, const an_address *address);
+
+/* listen(2). */
 int an_socket_listen(an_socket *socket, int backlog);
+
+/* shutdown(2): `how` is 0 receive, 1 send, 2 both. */
 int an_socket_shutdown(an_socket *socket, int how);
+
+/* getsockname(2). */
 int an_socket_local_address(an_socket *socket, an_address *address);
+
+/* getpeername(2). */
 int an_socket_peer_address(an_socket *socket, an_address *address);
 
-/* setsockopt(2) and getsockopt(2) with the system's numbers; *length is in bytes, in and out. */
+/* setsockopt(2) with the system's numbers; `length` is in bytes. */
 int an_socket_set_option(an_socket *socket, int level, int name, const void *value, size_t length);
+
+/* getsockopt(2) with the system's numbers; *length is in bytes, in and out. */
 int an_socket_get_option(an_socket *socket, int level, int name, void *value, size_t *length);
 
 /* The descriptor, or -1 when closed. For looking at, not for reading, writing or closing. */
 an_descriptor an_socket_descriptor(an_socket *socket);
+
+/* The address family, the system's number, as it was opened or adopted. */
 int an_socket_family(const an_socket *socket);
+
+/* The type (SOCK_STREAM, SOCK_DGRAM), the system's number. */
 int an_socket_type(const an_socket *socket);
+
+/* The protocol, the system's number. */
 int an_socket_protocol(const an_socket *socket);
 
-/* The port that it was associated with or NULL; the state given with it. */
+/* The port that it was associated with, or NULL. */
 an_port *an_socket_port(an_socket *socket);
+
+/* The state that it was associated with last. */
 void *an_socket_state(an_socket *socket);
 
 /* Replaces the state given with it, whether the socket is open or closed. */
@@ -395,6 +415,8 @@ int an_operation_cancel(an_socket *socket, an_operation *operation, int32_t *can
 /* A multishot receives nothing after pause until resume: what is queued already still comes, the rest waits in the
  * kernel. AN_EINVAL: it is not a multishot that is in flight on `socket`. */
 int an_operation_pause(an_socket *socket, an_operation *operation);
+
+/* Ends a pause. AN_EINVAL as above. */
 int an_operation_resume(an_socket *socket, an_operation *operation);
 
 /* cdef: end */
