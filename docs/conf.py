@@ -1,0 +1,141 @@
+"""How Sphinx makes the pages; CONTRIBUTING.md has the command."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+HEADER = ROOT / "csrc" / "include" / "asyncio_native.h"
+HEADER_SECTIONS = DOCS / "_build" / "header"
+
+sys.path.insert(0, str(DOCS))
+import header  # noqa: E402
+
+project = "asyncio-native"
+author = "asyncio-native contributors"
+release = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "hawkmoth"]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+suppress_warnings: list[str] = []
+
+html_theme = "furo"
+html_title = f"{project} {release}"
+html_copy_source = False
+html_show_copyright = False
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
+pygments_style = "friendly"
+
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+# Docstrings have names and values between single backticks; see `literal_unless_a_name`.
+default_role = "py:obj"
+
+# The sections stand alone, no compiler is asked for its folders.
+hawkmoth_autoconf: list[str] = []
+hawkmoth_root = str(HEADER_SECTIONS)
+
+nitpick_ignore_regex = [
+    # The standard library and C's own types: the pages stand alone, without other projects'.
+    ("py:.*", r"(Any|Self|Buffer|Iterable|Mapping|Literal|Protocol)"),
+    ("py:.*", r"(bool|bytes|float|int|list|str|tuple|object|None|socket|PathLike|IntEnum|OSError)"),
+    ("py:.*", r"(collections|enum|os|socket|stdlib|types|typing)\..*"),
+    ("py:.*", r"asyncio_native\._socket\.HasFileno"),
+    ("c:identifier", r"(u?int\d+_t|size_t|intptr_t|sockaddr)"),
+]
+
+PARAMETER = r"(?:(?<=\. )|^)((?:{names})(?:, (?:{names}))*): "
+"""Where a docstring begins to tell of a parameter: "timeout: seconds.", in the middle of a line too."""
+
+
+def fields_of_parameters(names: list[str], text: list[str]) -> list[str]:
+    """A paragraph of a docstring, with what it says of parameters as fields.
+
+    What follows "Raises" at the end is no parameter's any more.
+    """
+    pattern = re.compile(PARAMETER.format(names="|".join(map(re.escape, names))))
+    first, *parts = pattern.split(" ".join(line.strip() for line in text))
+    lines, behind = [first.strip(), ""], []
+    for name, told in zip(parts[::2], parts[1::2], strict=True):
+        told, raises, rest = told.partition("Raises ")
+        lines += [f":param {one}: {told.strip()}" for one in name.split(", ")]
+        if raises:
+            behind += ["", raises + rest, ""]
+    return [*lines, *behind, ""]
+
+
+def fields_of_attributes(owner: type, text: list[str]) -> list[str]:
+    """A paragraph that tells of attributes, one a line ("kind: what it is"), each as one of its own.
+
+    A line that is indented goes on with the attribute before it.
+    """
+    lines: list[str] = []
+    for line in text:
+        name, _, told = line.partition(": ")
+        if line.startswith(" "):
+            lines.append(f"   {line.strip()}")
+        else:
+            annotation = str(owner.__annotations__[name]).replace(" | Any", "")
+            lines += [f".. py:attribute:: {name}", f"   :type: {annotation}", "", f"   {told}"]
+    return [*lines, ""]
+
+
+def paragraphs(lines: list[str]) -> list[list[str]]:
+    """A docstring's paragraphs, each as its lines."""
+    found: list[list[str]] = [[]]
+    for line in lines:
+        if line.strip():
+            found[-1].append(line)
+        elif found[-1]:
+            found.append([])
+    return [paragraph for paragraph in found if paragraph]
+
+
+def docstring_fields(
+    _app: Any, kind: str, name: str, thing: Any, _options: Any, lines: list[str]
+) -> None:
+    """Gives Sphinx as fields what our docstrings say in a sentence for each parameter."""
+    if kind not in ("class", "exception", "function", "method") or "::" in "".join(lines):
+        return
+    annotations = inspect.get_annotations(thing) if inspect.isclass(thing) else {}
+    try:
+        parameters = [name for name in inspect.signature(thing).parameters if name != "self"]
+    except (TypeError, ValueError):
+        parameters = []
+    made: list[str] = []
+    for text in paragraphs(lines):
+        told_of = text[0].partition(": ")[0]
+        if told_of in annotations and told_of not in parameters:
+            made += fields_of_attributes(thing, text)
+        elif parameters and re.search(PARAMETER.format(names="|".join(parameters)), "\n".join(text), re.M):
+            made += fields_of_parameters(parameters, text)
+        else:
+            made += [*text, ""]
+    lines[:] = made
+
+
+def literal_unless_a_name(_app: Any, _env: Any, node: Any, shown: Any) -> Any:
+    """What stands between single backticks and is no name of ours stays a piece of code."""
+    return shown if node.get("reftype") == "obj" else None
+
+
+def write_header_sections(_app: Any) -> None:
+    """Hawkmoth reads files."""
+    header.write_sections(HEADER, HEADER_SECTIONS)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Connects the above."""
+    app.connect("builder-inited", write_header_sections)
+    app.connect("autodoc-process-docstring", docstring_fields)
+    app.connect("missing-reference", literal_unless_a_name)
+    return {"parallel_read_safe": True}

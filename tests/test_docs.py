@@ -1,0 +1,95 @@
+"""The pages of docs/ are true: their Python runs on every backend, their C compiles, their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import asyncio_native as an
+import pytest
+import readme
+from support import check_python
+
+DOCS = readme.README.parent / "docs"
+ROOT = DOCS.parent
+PAGES = sorted(DOCS.rglob("*.md"))
+COMPILER = shutil.which("cc")
+
+
+def with_blocks(language: str) -> list[str]:
+    """The pages with code of that language, by their path in docs/."""
+    return [str(page.relative_to(DOCS)) for page in PAGES if readme.blocks(language, page)]
+
+
+def program(page: Path) -> str:
+    """The Python blocks of a page as one program, each on the lines where it stands in the page."""
+    lines = []
+    inside = False
+    for line in page.read_text("utf-8").splitlines():
+        if line.startswith("```"):
+            inside = line == "```python"
+            lines.append("")
+        else:
+            lines.append(line if inside else "")
+    return "\n".join(lines)
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("name", with_blocks("python"))
+def test_the_python_blocks_of_a_page_are_one_program_that_prints_its_text_blocks(
+    name: str, backend: str
+) -> None:
+    page = DOCS / name
+    assert check_python(program(page), backend) == "".join(readme.blocks("text", page))
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no C compiler `cc`")
+@pytest.mark.parametrize("name", with_blocks("c"))
+def test_the_c_blocks_of_a_page_compile_as_one_file(name: str, tmp_path: Path) -> None:
+    source = tmp_path / "page.c"
+    source.write_text("\n".join(readme.blocks("c", DOCS / name)), "utf-8")
+    assert COMPILER is not None
+    options = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    command = [COMPILER, *options, f"-I{an.get_include()}", str(source)]
+    compiled = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert compiled.returncode == 0, compiled.stderr
+
+
+def test_there_is_code_of_both_languages() -> None:
+    assert len(with_blocks("python")) >= 10
+    assert len(with_blocks("c")) >= 1
+    for page in PAGES:
+        fences = re.findall(r"^ *```(.*)$", page.read_text("utf-8"), re.MULTILINE)
+        assert len(fences) % 2 == 0, page
+        assert set(fences[::2]) <= {"python", "c", "text", "sh", "{toctree}"}, page
+
+
+def test_links_between_pages_lead_to_pages() -> None:
+    count = 0
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+            assert "://" in link or (page.parent / link).is_file(), f"{page}: {link}"
+            count += 1
+    assert count >= 20
+
+
+def test_files_that_the_pages_name_are_there() -> None:
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        for name in re.findall(r"`((?:csrc|examples|tests|tools|\.ci)/[\w./]*)`", text):
+            assert Path(ROOT, name).exists(), f"{page}: {name}"
+
+
+def test_every_public_name_of_the_module_is_in_the_reference() -> None:
+    text = (DOCS / "reference" / "python.rst").read_text("utf-8")
+    told = set(re.findall(r"^\.\. (?:auto|py:)\w+:: (\w+)", text, re.MULTILINE))
+    # The members of OperationKind are names of the module as well.
+    assert told - {"asyncio_native"} == set(an.__all__) - {kind.name for kind in an.OperationKind}
+
+
+def test_every_section_of_the_header_is_in_the_reference() -> None:
+    header = (ROOT / "csrc" / "include" / "asyncio_native.h").read_text("utf-8")
+    text = (DOCS / "reference" / "c.rst").read_text("utf-8")
+    assert text.count(".. c:autodoc:: ") == 1 + len(re.findall(r"^/\* ---- ", header, re.MULTILINE))
