@@ -15,7 +15,7 @@ HEADER = ROOT / "csrc" / "include" / "asyncio_native.h"
 HEADER_SECTIONS = DOCS / "_build" / "header"
 
 sys.path.insert(0, str(DOCS))
-import header  # noqa: E402
+import header
 
 project = "asyncio-native"
 author = "asyncio-native contributors"
@@ -54,7 +54,7 @@ nitpick_ignore_regex = [
 ]
 
 PARAMETER = r"(?:(?<=\. )|^)((?:{names})(?:, (?:{names}))*): "
-"""Where a docstring begins to tell of a parameter: "timeout: seconds.", in the middle of a line too."""
+"""Where a docstring begins to tell of a parameter ("timeout: seconds."), also within a line."""
 
 
 def fields_of_parameters(names: list[str], text: list[str]) -> list[str]:
@@ -65,8 +65,8 @@ def fields_of_parameters(names: list[str], text: list[str]) -> list[str]:
     pattern = re.compile(PARAMETER.format(names="|".join(map(re.escape, names))))
     first, *parts = pattern.split(" ".join(line.strip() for line in text))
     lines, behind = [first.strip(), ""], []
-    for name, told in zip(parts[::2], parts[1::2], strict=True):
-        told, raises, rest = told.partition("Raises ")
+    for name, sentences in zip(parts[::2], parts[1::2], strict=True):
+        told, raises, rest = sentences.partition("Raises ")
         lines += [f":param {one}: {told.strip()}" for one in name.split(", ")]
         if raises:
             behind += ["", raises + rest, ""]
@@ -74,7 +74,7 @@ def fields_of_parameters(names: list[str], text: list[str]) -> list[str]:
 
 
 def fields_of_attributes(owner: type, text: list[str]) -> list[str]:
-    """A paragraph that tells of attributes, one a line ("kind: what it is"), each as one of its own.
+    """A paragraph that tells of attributes, one a line ("kind: what it is"), each by itself.
 
     A line that is indented goes on with the attribute before it.
     """
@@ -111,12 +111,13 @@ def docstring_fields(
         parameters = [name for name in inspect.signature(thing).parameters if name != "self"]
     except (TypeError, ValueError):
         parameters = []
+    of_parameter = re.compile(PARAMETER.format(names="|".join(parameters) or "$"), re.MULTILINE)
     made: list[str] = []
     for text in paragraphs(lines):
         told_of = text[0].partition(": ")[0]
         if told_of in annotations and told_of not in parameters:
             made += fields_of_attributes(thing, text)
-        elif parameters and re.search(PARAMETER.format(names="|".join(parameters)), "\n".join(text), re.M):
+        elif of_parameter.search("\n".join(text)):
             made += fields_of_parameters(parameters, text)
         else:
             made += [*text, ""]

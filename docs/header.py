@@ -1,6 +1,6 @@
-"""The public C header as Hawkmoth reads it: one file a section, each comment before what it tells of.
+"""The public C header as Hawkmoth reads it: a file for each section, comments before declarations.
 
-The header has plain comments, some behind what they tell of, and Hawkmoth takes ``/** ... */`` before
+The header has plain comments, some behind what they tell of; Hawkmoth takes ``/** ... */`` before
 it. The part between the header's markers is plain C that needs no other header but for a few types,
 so the pages are made without a compiler's own headers.
 """
@@ -45,7 +45,7 @@ def sections(header: str) -> dict[str, str]:
 
 def file_name(title: str) -> str:
     """The name of a section's file."""
-    return title.split(": no ")[0].replace(": ", "-").replace(" ", "-") + ".h"
+    return title.split(": no ", maxsplit=1)[0].replace(": ", "-").replace(" ", "-") + ".h"
 
 
 def documented(section: str) -> str:

@@ -77,7 +77,7 @@ class Room:
                 if member is but:
                     continue
                 # Quiet: no completion, and no memory but for what the system does not take at
-                # once; even for that all members share the one bytes object.
+                # once, which is copied and counts as `unsent`.
                 member.sock.send(text, quiet=True)
                 if member.sock.unsent > UNSENT_LIMIT_BYTES:
                     slow.append(member)

@@ -1,4 +1,4 @@
-"""The pages of docs/ are true: their Python runs on every backend, their C compiles, their links lead somewhere."""
+"""The pages of docs/ are true: their Python runs, their C compiles, their links lead somewhere."""
 
 from __future__ import annotations
 
