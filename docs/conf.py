@@ -15,7 +15,7 @@ HEADER = ROOT / "csrc" / "include" / "asyncio_native.h"
 HEADER_SECTIONS = DOCS / "_build" / "header"
 
 sys.path.insert(0, str(DOCS))
-import header
+import header  # noqa: E402
 
 project = "asyncio-native"
 author = "asyncio-native contributors"
