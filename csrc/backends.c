@@ -1,10 +1,21 @@
 /* backends.c - which backends there are, and the choice among them. The one place where their names stand together. */
 #include "backend/io_uring.h"
+#include "backend/iocp.h"
 #include "proactor.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#if defined(_WIN32)
+#define IOCP (&an_iocp)
+#define POLL NULL
+#define POLL_REACTOR NULL
+#else
+#define IOCP NULL
+#define POLL (&an_proactor)
+#define POLL_REACTOR (&an_reactor_poll)
+#endif
 
 #if defined(__linux__)
 #define EPOLL (&an_proactor)
@@ -38,16 +49,14 @@
 
 static const struct an_proactor_detail epoll_detail = {.reactor = EPOLL_REACTOR};
 static const struct an_proactor_detail kqueue_detail = {.reactor = KQUEUE_REACTOR};
-static const struct an_proactor_detail poll_detail = {.reactor = &an_reactor_poll, .mirror = POLL_MIRROR};
+static const struct an_proactor_detail poll_detail = {.reactor = POLL_REACTOR, .mirror = POLL_MIRROR};
 
 /* "auto" takes the first that works, so the order is that of speed as it was measured (bench/README.md): a server on
  * io_uring is as fast as one on epoll where one thread dequeues (concurrency 1), and a tenth slower where any may. */
 const struct an_backend_row an_backend_rows[AN_BACKEND_ROWS] = {
-    {"iocp", NULL, NULL, "not in this version; Windows only"},
-    {"epoll", EPOLL, &epoll_detail, "Linux only"},
-    {"io_uring", IO_URING, NULL, IO_URING_ABSENCE},
-    {"kqueue", KQUEUE, &kqueue_detail, "macOS and the BSDs only"},
-    {"poll", &an_proactor, &poll_detail, ""},
+    {"iocp", IOCP, NULL, "Windows only"},           {"epoll", EPOLL, &epoll_detail, "Linux only"},
+    {"io_uring", IO_URING, NULL, IO_URING_ABSENCE}, {"kqueue", KQUEUE, &kqueue_detail, "macOS and the BSDs only"},
+    {"poll", POLL, &poll_detail, "not on Windows"},
 };
 
 static int open_row(an_port *port, const struct an_backend_row *row) {

@@ -16,6 +16,7 @@
 
 struct an_chunk;
 struct an_backend;
+struct an_overlapped;
 
 /* ---- record: one completion in the queue ------------------------------------------------------------------------ */
 
@@ -257,6 +258,7 @@ struct an_socket {
     an_socket *pass_next;      /* leader */
     an_socket *expired_next;   /* leader */
     struct an_requests requests;
+    struct an_overlapped *overlapped; /* a backend's own memory for it, which goes with it */
 };
 
 enum {
@@ -300,6 +302,9 @@ void an_operation_complete_unlinked(an_socket *socket, struct operation *operati
 /* A send ends before its last byte: completes it and does what follows for those behind it. `forced` is false when the
  * system failed it, true when it was cancelled or timed out. */
 void an_operation_fail_send(an_socket *socket, struct operation *operation, int error, bool forced);
+/* The first of the transmit direction is about to be ended: the system lets go of it. True: it had gone out whole, and was
+ * completed. */
+bool an_operation_withdraw(an_socket *socket, struct operation *operation);
 /* Ends one operation of either direction as cancelled or timed out. */
 void an_operation_end(an_socket *socket, struct operation *operation, int error);
 void an_operation_discard_quiet(an_socket *socket, struct operation *operation);

@@ -135,8 +135,21 @@ void an_operation_fail_send(an_socket *socket, struct operation *operation, int 
         fail_all_behind(socket);
 }
 
+bool an_operation_withdraw(an_socket *socket, struct operation *operation) {
+    const struct an_backend_interface *interface = socket->port->interface;
+    if (interface->withdraw == NULL || operation != socket->transmit.head)
+        return false;
+    interface->withdraw(socket->port->backend, socket, operation);
+    if (!is_send(operation) || operation->record.transferred == 0 || an_operation_remaining(operation) > 0)
+        return false;
+    an_operation_complete(socket, operation, 0);
+    return true;
+}
+
 void an_operation_end(an_socket *socket, struct operation *operation, int error) {
     uint8_t kind = operation->record.kind;
+    if (an_operation_withdraw(socket, operation))
+        return;
     if (is_send(operation) || kind == AN_SENDFILE) {
         an_direction_remove(&socket->transmit, operation);
         an_operation_fail_send(socket, operation, error, true);
@@ -227,11 +240,15 @@ static size_t cancel_revival(an_socket *socket, struct operation *connect) {
  * called broken last. */
 static size_t cancel_sends(an_socket *socket) {
     struct operation *first = socket->transmit.head;
-    if (first != NULL && (first->flags & OPERATION_REVIVES) != 0)
-        return cancel_revival(socket, first);
-    if (first == NULL || !breaks_stream(socket, first))
-        return cancel_all(socket, &socket->transmit);
+    if (first == NULL)
+        return 0;
     bool quiet = (first->flags & OPERATION_QUIET) != 0;
+    if ((first->flags & OPERATION_REVIVES) != 0)
+        return cancel_revival(socket, first);
+    if (an_operation_withdraw(socket, first))
+        return (quiet ? 0 : 1) + cancel_all(socket, &socket->transmit);
+    if (!breaks_stream(socket, first))
+        return cancel_all(socket, &socket->transmit);
     an_direction_remove(&socket->transmit, first);
     if (quiet)
         report_quiet(socket, first, socket->transmit.head, AN_ECANCELED);

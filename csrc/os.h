@@ -1,7 +1,7 @@
 /* os.h - the one interface to the system: sockets, files, clock, locks, atomics, fork.
  *
  * Knows system calls and nothing of ports, operations or backends. Each platform implements it in its own folder file
- * (os/posix.c with os/posix.h for the types that must be known by size). Every function that can fail returns 0 or a
+ * (os/posix.c and os/windows.c, each with a header for the types that must be known by size). Every function that can fail returns 0 or a
  * positive system error number; calls that a signal interrupted are made again, unless the comment says otherwise.
  */
 #ifndef AN_OS_H
@@ -9,11 +9,13 @@
 
 #include <stdbool.h>
 
-#include "asyncio_native.h"
-
-#if !defined(_WIN32)
+#if defined(_WIN32)
+#include "os/windows.h"
+#else
 #include "os/posix.h"
 #endif
+
+#include "asyncio_native.h"
 
 #define AN_NEVER INT64_MAX /* a point in time that does not come */
 

@@ -19,6 +19,7 @@
 #include "backend.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* One socket's share of a pass; then it is the others' turn. What it may receive is bounded by AN_PASS_BYTES. */
 enum { SHARE_STEPS = 16, SHARE_ACCEPTS = 64, SHARE_BYTES_SENT = 1 << 20 };
@@ -312,6 +313,19 @@ static void advance(an_socket *socket, struct operation *operation, uint64_t sen
     operation->more.piece.offset = sent;
 }
 
+size_t an_perform_copy(const struct operation *operation, char *room, size_t most) {
+    an_buffer buffers[AN_GATHER];
+    size_t count = list_pieces(operation, buffers, AN_GATHER);
+    size_t copied = 0;
+    for (size_t i = 0; i < count && copied < most; i++) {
+        size_t length = buffers[i].length < most - copied ? buffers[i].length : most - copied;
+        if (length > 0) /* an empty buffer may have no address at all */
+            memcpy(room + copied, buffers[i].data, length);
+        copied += length;
+    }
+    return copied;
+}
+
 static int hand_over(an_socket *socket, const an_buffer *buffers, size_t count, const an_address *address,
                      size_t *sent) {
     int error = count == 1 && address == NULL ? an_os_send(socket->descriptor, buffers[0].data, buffers[0].length, sent)
@@ -413,6 +427,14 @@ static enum step step_stream(an_socket *socket, uint64_t *bytes) {
     return STEP_ON;
 }
 
+static void file_sent(an_socket *socket, struct operation *operation, uint64_t sent) {
+    uint64_t remaining = an_operation_remaining(operation);
+    count_sent(socket, sent);
+    operation->record.transferred += sent;
+    if (sent == 0 || sent == remaining)
+        an_operation_complete(socket, operation, 0);
+}
+
 static enum step step_file(an_socket *socket, struct operation *operation, uint64_t *bytes) {
     uint64_t remaining = an_operation_remaining(operation);
     size_t sent = 0;
@@ -426,11 +448,8 @@ static enum step step_file(an_socket *socket, struct operation *operation, uint6
         fail_head(socket, error);
         return STEP_ON;
     }
-    count_sent(socket, sent);
     *bytes += sent;
-    operation->record.transferred += sent;
-    if (sent == 0 || sent == remaining)
-        an_operation_complete(socket, operation, 0);
+    file_sent(socket, operation, sent);
     return STEP_ON;
 }
 
@@ -454,6 +473,32 @@ static enum step step_connect(an_socket *socket, struct operation *operation) {
     operation->flags |= OPERATION_BEGUN;
     return not_now(&socket->transmit);
 }
+
+void an_perform_count(an_socket *socket, struct operation *operation, uint64_t bytes) {
+    count_sent(socket, bytes);
+    if (operation->record.kind == AN_SENDFILE)
+        operation->record.transferred += bytes;
+    else
+        advance(socket, operation, bytes, true);
+}
+
+void an_perform_sent(an_socket *socket, struct operation *operation, uint64_t bytes) {
+    if (operation->record.kind == AN_SENDFILE) {
+        file_sent(socket, operation, bytes);
+        return;
+    }
+    an_perform_count(socket, operation, bytes);
+    if (an_operation_remaining(operation) == 0)
+        an_operation_complete(socket, operation, 0);
+}
+
+void an_perform_send_failed(an_socket *socket, int error) { fail_head(socket, error); }
+
+void an_perform_connected(an_socket *socket, struct operation *operation, int error) {
+    connect_done(socket, operation, error);
+}
+
+void an_perform_retry_transmit(an_socket *socket) { retry_later(socket, &socket->transmit, RETRY_STARVED_NS); }
 
 static enum step step_disconnect(an_socket *socket, struct operation *operation) {
     enum { SEND_SIDE = 1 };

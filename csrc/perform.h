@@ -39,4 +39,17 @@ void an_perform_accept_failed(an_socket *socket, struct operation *operation, in
 /* There was no memory to deliver: a timer looks again. */
 void an_perform_retry_receive(an_socket *socket);
 
+/* ---- for a backend whose system sends and connects by itself: what came of the first of the transmit direction --------------- */
+
+/* Copies up to `most` bytes of a send that have not gone out; returns how many. */
+size_t an_perform_copy(const struct operation *operation, char *room, size_t most);
+/* `bytes` of a send or file have gone out; it stays where it is. */
+void an_perform_count(an_socket *socket, struct operation *operation, uint64_t bytes);
+/* The same, and completes it when it is done: whole, or at the end of its file. */
+void an_perform_sent(an_socket *socket, struct operation *operation, uint64_t bytes);
+void an_perform_send_failed(an_socket *socket, int error);
+void an_perform_connected(an_socket *socket, struct operation *operation, int error);
+/* There was no memory to begin: a timer looks again. */
+void an_perform_retry_transmit(an_socket *socket);
+
 #endif

@@ -23,6 +23,7 @@ void an_socket_drop(an_socket *socket) {
     an_mutex_destroy(&socket->lock);
     if (socket->port != NULL)
         an_port_drop(socket->port);
+    free(socket->overlapped);
     free(socket);
 }
 
@@ -136,6 +137,8 @@ static void end_all(an_socket *socket) {
         an_operation_complete(socket, socket->receive.head, AN_ECANCELED);
     while (socket->transmit.head != NULL) {
         struct operation *operation = socket->transmit.head;
+        if (an_operation_withdraw(socket, operation))
+            continue;
         an_direction_remove(&socket->transmit, operation);
         if ((operation->flags & OPERATION_QUIET) != 0)
             an_operation_discard_quiet(socket, operation);

@@ -1,0 +1,643 @@
+/* iocp.c - the backend on Windows' I/O completion ports, the proactor that this library is modelled on.
+ *
+ * What it asks the system for, one request in each direction of a socket (struct request):
+ *   - receiving: a receive of no bytes on streams, one that only looks (MSG_PEEK) on datagram sockets, AcceptEx on
+ *     listeners. It completes when something is there, which calls that do not block then take (perform.c), straight into
+ *     lent memory or the user's buffer; so an idle connection ties no memory, and a cancelled receive has lost nothing;
+ *   - sending: what the system has no room for now, as a WSASend or WSASendTo of a copied piece; TransmitFile; ConnectEx.
+ * So user's memory is never in the kernel's hands, and cancelling and closing need not wait for it. What the kernel writes
+ * to, the OVERLAPPED and what stands beside it, lives in struct an_overlapped, which each pending request keeps by a
+ * reference on its socket until its packet was dequeued.
+ *
+ *   request:   none ---begun, socket held---> PENDING ---packet dequeued---> none
+ *                        |                       |
+ *   done at once, and no packet will come        +--cancelled by withdraw: WITHDRAWN until its packet
+ *
+ * A request is begun and its packet worked on under the socket's lock, so that another thread that dequeues the packet
+ * before the beginning call has returned waits for it. Any thread begins requests; the leader dequeues packets.
+ * Sources: Microsoft's documentation of the calls named.
+ */
+#if defined(_WIN32)
+
+#include "backend/iocp.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <ws2tcpip.h>
+
+#include <mswsock.h>
+
+#include "perform.h"
+
+enum {
+    ENTRIES = 256,          /* packets worked on in one pass */
+    PIECE_MOST = 256 << 10, /* bytes of a send in the kernel's hands: a copy of that size for each slow reader */
+    FILE_MOST = 1 << 20,    /* bytes of a file likewise: `transferred` is counted by it, no memory is tied */
+    ADDRESS_ROOM = sizeof(struct sockaddr_storage) + 16 /* AcceptEx: 16 bytes more than the address */
+};
+
+enum packet_key { KEY_SOCKET = 0, KEY_WAKE = 1 };
+
+/* Under socket.lock; `overlapped` is the kernel's while pending. */
+struct request {
+    OVERLAPPED overlapped; /* first: a packet tells its address */
+    an_socket *socket;     /* a reference while pending */
+    bool pending;
+    bool withdrawn; /* its operation has ended already */
+};
+
+/* What came of a request. */
+struct outcome {
+    int error;
+    DWORD bytes;
+};
+
+/* What AcceptEx needs; made for a listener's first one. */
+struct acceptance {
+    LPFN_ACCEPTEX accept;
+    an_descriptor descriptor; /* the connection to be, or one that waits for an operation; else -1 */
+    bool arrived;             /* the latter */
+    char addresses[2 * ADDRESS_ROOM];
+};
+
+/* A socket's own memory; under socket.lock, what a pending request uses is the kernel's. */
+struct an_overlapped {
+    struct request receive;
+    struct request transmit;
+    struct acceptance *acceptance;
+    char *piece;     /* what is being sent */
+    int32_t error;   /* came instead of data or a connection, not told yet */
+    bool skips_done; /* a request that is done at once makes no packet */
+};
+
+struct an_backend {
+    an_port *port;
+    HANDLE native;
+    uint32_t outstanding; /* atomic: requests pending */
+    OVERLAPPED_ENTRY entries[ENTRIES];
+};
+
+static SOCKET native(const an_socket *socket) { return (SOCKET)socket->descriptor; }
+
+/* ---- requests: socket.lock held ------------------------------------------------------------------------------------------ */
+
+static void begin(an_socket *socket, struct request *request) {
+    assert(!request->pending);
+    memset(&request->overlapped, 0, sizeof request->overlapped);
+    request->socket = socket;
+    request->pending = true;
+    request->withdrawn = false;
+    an_socket_hold(socket);
+    an_atomic_add32(&socket->port->backend->outstanding, 1);
+}
+
+/* Its packet was dequeued, or none will come. Who holds the lock holds a reference of his own. */
+static void end(an_socket *socket, struct request *request) {
+    request->pending = false;
+    an_atomic_add32(&socket->port->backend->outstanding, (uint32_t)-1);
+    an_socket_drop(socket);
+}
+
+/* The beginning call has returned. True: the request is over already, and no packet will come. */
+static bool is_over(an_socket *socket, struct request *request, bool succeeded, struct outcome *outcome) {
+    outcome->error = succeeded ? 0 : WSAGetLastError();
+    if (outcome->error == WSA_IO_PENDING || (succeeded && !socket->overlapped->skips_done))
+        return false;
+    if (succeeded)
+        outcome->bytes = (DWORD)request->overlapped.InternalHigh;
+    end(socket, request);
+    return true;
+}
+
+/* A request that could not even begin is over. */
+static bool refuse(struct outcome *outcome, int error) {
+    outcome->error = error;
+    return true;
+}
+
+static struct outcome outcome_of(an_socket *socket, struct request *request) {
+    struct outcome outcome = {0};
+    DWORD flags = 0;
+    if (!WSAGetOverlappedResult(native(socket), &request->overlapped, &outcome.bytes, FALSE, &flags))
+        outcome.error = WSAGetLastError();
+    return outcome;
+}
+
+static int find_function(an_socket *socket, GUID name, void *function, DWORD size) {
+    DWORD used;
+    int failed = WSAIoctl(native(socket), SIO_GET_EXTENSION_FUNCTION_POINTER, &name, sizeof name, function, size, &used,
+                          NULL, NULL);
+    return failed != 0 ? WSAGetLastError() : 0;
+}
+
+/* ---- accepting -------------------------------------------------------------------------------------------------------------- */
+
+static void free_acceptance(struct an_overlapped *overlapped) {
+    struct acceptance *acceptance = overlapped->acceptance;
+    if (acceptance == NULL)
+        return;
+    if (acceptance->descriptor != -1)
+        an_os_close(acceptance->descriptor);
+    free(acceptance);
+    overlapped->acceptance = NULL;
+}
+
+static int make_acceptance(an_socket *socket) {
+    static const GUID name = WSAID_ACCEPTEX;
+    struct an_overlapped *overlapped = socket->overlapped;
+    if (overlapped->acceptance != NULL)
+        return 0;
+    overlapped->acceptance = calloc(1, sizeof *overlapped->acceptance);
+    if (overlapped->acceptance == NULL)
+        return AN_ENOMEM;
+    overlapped->acceptance->descriptor = -1;
+    int error = find_function(socket, name, &overlapped->acceptance->accept, sizeof overlapped->acceptance->accept);
+    if (error != 0)
+        free_acceptance(overlapped);
+    return error;
+}
+
+static bool begin_accept(an_socket *socket, struct request *request, struct outcome *outcome) {
+    int error = make_acceptance(socket);
+    if (error != 0)
+        return refuse(outcome, error);
+    struct acceptance *acceptance = socket->overlapped->acceptance;
+    error = an_os_open(socket->family, socket->type, socket->protocol, &acceptance->descriptor);
+    if (error != 0)
+        return refuse(outcome, error);
+    DWORD unused;
+    begin(socket, request);
+    BOOL succeeded = acceptance->accept(native(socket), (SOCKET)acceptance->descriptor, acceptance->addresses, 0,
+                                        ADDRESS_ROOM, ADDRESS_ROOM, &unused, &request->overlapped);
+    return is_over(socket, request, succeeded, outcome);
+}
+
+/* Without it the connection knows neither its addresses nor shutdown. Fails where the peer has gone already. */
+static int adopt_connection(an_socket *listener, an_descriptor descriptor) {
+    SOCKET context = native(listener);
+    return an_os_set_option(descriptor, SOL_SOCKET, SO_UPDATE_ACCEPT_CONTEXT, &context, sizeof context);
+}
+
+static void accept_ended(an_socket *socket, int error) {
+    struct acceptance *acceptance = socket->overlapped->acceptance;
+    if (error == 0)
+        error = adopt_connection(socket, acceptance->descriptor);
+    acceptance->arrived = error == 0;
+    if (error == 0)
+        return;
+    an_os_close(acceptance->descriptor);
+    acceptance->descriptor = -1;
+    if (!an_os_accept_is_transient(error) && error != WSA_OPERATION_ABORTED)
+        socket->overlapped->error = error;
+}
+
+/* ---- receiving: socket.lock held -------------------------------------------------------------------------------------------- */
+
+static bool begin_receive(an_socket *socket, struct request *request, struct outcome *outcome) {
+    static char nowhere;
+    WSABUF nothing = {.len = 0, .buf = &nowhere};
+    DWORD flags = an_os_is_datagram(socket->type) ? MSG_PEEK : 0;
+    begin(socket, request);
+    bool succeeded = WSARecv(native(socket), &nothing, 1, NULL, &flags, &request->overlapped, NULL) == 0;
+    return is_over(socket, request, succeeded, outcome);
+}
+
+/* Errors after which a call of our own tells what there is: a datagram longer than nothing, an end that we made, a request
+ * that was cancelled because its thread has ended (systems before Windows Vista; Wine). */
+static bool is_worth_a_look(int error) {
+    return error == 0 || error == WSAEMSGSIZE || error == WSAESHUTDOWN || error == WSA_OPERATION_ABORTED;
+}
+
+static void receive_ended(an_socket *socket, int error) {
+    if (is_worth_a_look(error))
+        return;
+    bool answer = an_os_is_datagram(socket->type) && (error == WSAECONNRESET || error == WSAENETRESET);
+    socket->overlapped->error = answer ? AN_ECONNREFUSED : error; /* as os.h tells it */
+}
+
+/* The request is over: what there is can be taken. */
+static void receiving_ended(an_socket *socket, int error) {
+    struct acceptance *acceptance = socket->overlapped->acceptance;
+    socket->receive.ready = true;
+    if (acceptance != NULL && acceptance->descriptor != -1 && !acceptance->arrived)
+        accept_ended(socket, error);
+    else if (socket->listening)
+        socket->overlapped->error = error; /* AcceptEx could not be begun */
+    else
+        receive_ended(socket, error);
+}
+
+static void await_receive(an_socket *socket) {
+    struct request *request = &socket->overlapped->receive;
+    struct outcome outcome = {0};
+    if (request->pending)
+        return;
+    bool over = socket->receive.head->record.kind == AN_ACCEPT ? begin_accept(socket, request, &outcome)
+                                                               : begin_receive(socket, request, &outcome);
+    if (!over)
+        return;
+    receiving_ended(socket, outcome.error);
+    an_port_make_ready(socket->port, socket);
+}
+
+/* The first receive, if it may take something now. */
+static struct operation *taker(an_socket *socket) {
+    struct operation *operation = socket->state == SOCKET_OPEN ? socket->receive.head : NULL;
+    return operation != NULL && !an_perform_stands_still(socket, operation) ? operation : NULL;
+}
+
+static void hand_accepted(an_socket *socket, struct operation *operation) {
+    struct acceptance *acceptance = socket->overlapped->acceptance;
+    struct an_block *block = an_pool_offer(&socket->port->pool, true, 0);
+    an_socket *accepted = an_socket_create(acceptance->descriptor, socket->family, socket->type, socket->protocol);
+    if (block == NULL || accepted == NULL) {
+        if (accepted != NULL) {
+            accepted->state = SOCKET_CLOSED;
+            an_socket_drop(accepted);
+        }
+        an_perform_accept_failed(socket, operation, AN_ENOMEM); /* a timer looks again */
+        return;
+    }
+    acceptance->descriptor = -1;
+    acceptance->arrived = false;
+    if (an_os_peer_address(accepted->descriptor, an_block_address(block)) != 0)
+        an_block_address(block)->length = 0; /* reset meanwhile: it has no peer any more */
+    an_perform_accepted(socket, operation, block, accepted);
+}
+
+static void tell_error(an_socket *socket, struct operation *operation) {
+    int error = socket->overlapped->error;
+    socket->overlapped->error = 0;
+    if (operation->record.kind == AN_ACCEPT)
+        an_perform_accept_failed(socket, operation, error);
+    else
+        an_perform_receive_failed(socket, operation, error);
+}
+
+/* Leader. */
+static void receive(an_socket *socket) {
+    struct an_overlapped *overlapped = socket->overlapped;
+    struct operation *operation = taker(socket);
+    bool arrived = overlapped->acceptance != NULL && overlapped->acceptance->arrived;
+    if (operation != NULL && arrived && operation->record.kind == AN_ACCEPT)
+        hand_accepted(socket, operation);
+    else if (operation != NULL && overlapped->error != 0)
+        tell_error(socket, operation);
+    if (socket->state == SOCKET_OPEN)
+        an_perform_receive(socket);
+}
+
+/* ---- sending: socket.lock held ----------------------------------------------------------------------------------------------- */
+
+static void free_piece(struct an_overlapped *overlapped) {
+    free(overlapped->piece);
+    overlapped->piece = NULL;
+}
+
+static bool begin_send(an_socket *socket, struct request *request, struct operation *operation,
+                       struct outcome *outcome) {
+    bool addressed = operation->record.kind == AN_SENDTO;
+    uint64_t remaining = an_operation_remaining(operation);
+    bool cut = an_os_is_stream(socket->type) && remaining > PIECE_MOST;
+    size_t length = cut ? PIECE_MOST : (size_t)remaining;
+    char *piece = malloc(length + 1); /* an empty datagram has an address, too */
+    if (piece == NULL) {
+        an_perform_retry_transmit(socket);
+        return false;
+    }
+    socket->overlapped->piece = piece;
+    WSABUF buffer = {.len = (ULONG)an_perform_copy(operation, piece, length), .buf = piece};
+    begin(socket, request);
+    const an_address *address = operation->to.address;
+    int failed = addressed ? WSASendTo(native(socket), &buffer, 1, NULL, 0, (const struct sockaddr *)address->storage,
+                                       (int)address->length, &request->overlapped, NULL)
+                           : WSASend(native(socket), &buffer, 1, NULL, 0, &request->overlapped, NULL);
+    return is_over(socket, request, failed == 0, outcome);
+}
+
+static bool begin_file(an_socket *socket, struct request *request, struct operation *operation,
+                       struct outcome *outcome) {
+    static const GUID name = WSAID_TRANSMITFILE;
+    LPFN_TRANSMITFILE transmit_file;
+    LARGE_INTEGER size;
+    uint64_t offset = operation->to.offset + operation->record.transferred;
+    int error = find_function(socket, name, &transmit_file, sizeof transmit_file);
+    if (error == 0 && !GetFileSizeEx((HANDLE)operation->at.descriptor, &size))
+        error = (int)GetLastError();
+    if (error != 0)
+        return refuse(outcome, error);
+    uint64_t there = offset < (uint64_t)size.QuadPart ? (uint64_t)size.QuadPart - offset : 0;
+    uint64_t length = an_operation_remaining(operation) < there ? an_operation_remaining(operation) : there;
+    if (length == 0) /* cut off since it was looked at; a length of 0 would mean all there is */
+        return refuse(outcome, 0);
+    begin(socket, request);
+    request->overlapped.Offset = (DWORD)offset;
+    request->overlapped.OffsetHigh = (DWORD)(offset >> 32);
+    BOOL succeeded = transmit_file(native(socket), (HANDLE)operation->at.descriptor,
+                                   length < FILE_MOST ? (DWORD)length : FILE_MOST, 0, &request->overlapped, NULL, 0);
+    return is_over(socket, request, succeeded, outcome);
+}
+
+/* ConnectEx wants a socket that is bound. */
+static int bind_anywhere(an_socket *socket) {
+    an_address address;
+    if (an_os_local_address(socket->descriptor, &address) == 0)
+        return 0;
+    int error = an_os_address_ip(&address, socket->family, socket->family == AF_INET ? "0.0.0.0" : "::", 0, 0, 0);
+    return error != 0 ? error : an_os_bind(socket->descriptor, &address);
+}
+
+static bool begin_connect(an_socket *socket, struct request *request, struct operation *operation,
+                          struct outcome *outcome) {
+    static const GUID name = WSAID_CONNECTEX;
+    LPFN_CONNECTEX connect_overlapped;
+    const an_address *address = operation->to.address;
+    int error = find_function(socket, name, &connect_overlapped, sizeof connect_overlapped);
+    if (error == 0)
+        error = bind_anywhere(socket);
+    if (error != 0)
+        return refuse(outcome, error);
+    begin(socket, request);
+    BOOL succeeded = connect_overlapped(native(socket), (const struct sockaddr *)address->storage, (int)address->length,
+                                        NULL, 0, NULL, &request->overlapped);
+    return is_over(socket, request, succeeded, outcome);
+}
+
+static void connect_ended(an_socket *socket, struct operation *operation, int error) {
+    if (error == WSA_OPERATION_ABORTED) /* not by us: its thread has ended; it is begun again */
+        return;
+    if (error == 0) /* without it the socket knows neither its addresses nor shutdown */
+        error = an_os_set_option(socket->descriptor, SOL_SOCKET, SO_UPDATE_CONNECT_CONTEXT, NULL, 0);
+    an_perform_connected(socket, operation, error);
+}
+
+/* The request is over, and its operation is where it was. */
+static void transmitting_ended(an_socket *socket, struct outcome outcome) {
+    int error = outcome.error;
+    struct operation *operation = socket->transmit.head;
+    free_piece(socket->overlapped);
+    socket->transmit.ready = true;
+    if (operation->record.kind == AN_CONNECT)
+        connect_ended(socket, operation, error);
+    else if (error == 0)
+        an_perform_sent(socket, operation, outcome.bytes);
+    else if (outcome.bytes > 0)
+        an_perform_count(socket, operation, outcome.bytes);
+    if (error != 0 && error != WSA_OPERATION_ABORTED && operation == socket->transmit.head)
+        an_perform_send_failed(socket, error);
+}
+
+static bool begin_transmit(an_socket *socket, struct request *request, struct outcome *outcome) {
+    struct operation *operation = socket->transmit.head;
+    switch (operation->record.kind) {
+    case AN_CONNECT:
+        return begin_connect(socket, request, operation, outcome);
+    case AN_SENDFILE:
+        return begin_file(socket, request, operation, outcome);
+    default:
+        return begin_send(socket, request, operation, outcome);
+    }
+}
+
+static void await_transmit(an_socket *socket) {
+    struct request *request = &socket->overlapped->transmit;
+    struct outcome outcome = {0};
+    if (request->pending || socket->transmit.retry_ns != AN_NEVER)
+        return;
+    if (!begin_transmit(socket, request, &outcome))
+        return;
+    transmitting_ended(socket, outcome);
+    an_port_make_ready(socket->port, socket);
+}
+
+/* ---- working on packets: leader ------------------------------------------------------------------------------------------------- */
+
+/* Its socket was closed: what the kernel may have written to can go. */
+static void clear_away(an_socket *socket, struct request *request) {
+    struct an_overlapped *overlapped = socket->overlapped;
+    if (request == &overlapped->receive)
+        free_acceptance(overlapped);
+    else
+        free_piece(overlapped);
+}
+
+static void receive_packet(an_socket *socket, struct request *request) {
+    receiving_ended(socket, outcome_of(socket, request).error);
+    receive(socket);
+}
+
+static void transmit_packet(an_socket *socket, struct request *request) {
+    if (!request->withdrawn) {
+        transmitting_ended(socket, outcome_of(socket, request));
+    } else {
+        free_piece(socket->overlapped);
+        socket->transmit.ready = true;
+    }
+    an_perform_transmit(socket);
+}
+
+static void work_on(const OVERLAPPED_ENTRY *entry) {
+    struct request *request = (struct request *)entry->lpOverlapped;
+    an_socket *socket = request->socket;
+    an_socket_hold(socket);
+    an_mutex_lock(&socket->lock);
+    end(socket, request);
+    if (socket->state == SOCKET_CLOSED)
+        clear_away(socket, request);
+    else if (request == &socket->overlapped->receive)
+        receive_packet(socket, request);
+    else
+        transmit_packet(socket, request);
+    an_mutex_unlock(&socket->lock);
+    an_socket_drop(socket);
+}
+
+static void work_on_all(struct an_backend *backend, ULONG count) {
+    for (ULONG i = 0; i < count; i++) {
+        if (backend->entries[i].lpCompletionKey == KEY_SOCKET)
+            work_on(&backend->entries[i]);
+    }
+}
+
+static void work_on_ready(an_socket *first) {
+    an_socket *next;
+    for (an_socket *socket = first; socket != NULL; socket = next) {
+        next = socket->pass_next;
+        an_mutex_lock(&socket->lock);
+        if (socket->receive.starved)
+            socket->receive.retry_ns = AN_NEVER; /* a descriptor may be free now */
+        if (socket->state != SOCKET_CLOSED && socket->transmit.head != NULL)
+            an_perform_transmit(socket);
+        if (socket->state == SOCKET_OPEN)
+            receive(socket);
+        an_mutex_unlock(&socket->lock);
+        an_socket_drop(socket);
+    }
+}
+
+/* ---- the interface, in the header's order ---------------------------------------------------------------------------------------- */
+
+static int iocp_open(struct an_backend **opened, an_port *port, const void *detail) {
+    (void)detail;
+    struct an_backend *backend = calloc(1, sizeof *backend);
+    if (backend == NULL)
+        return AN_ENOMEM;
+    backend->port = port;
+    backend->native = CreateIoCompletionPort(INVALID_HANDLE_VALUE, NULL, 0, 0);
+    if (backend->native == NULL) {
+        int error = (int)GetLastError();
+        free(backend);
+        return error;
+    }
+    *opened = backend;
+    return 0;
+}
+
+static ULONG dequeue(struct an_backend *backend, DWORD milliseconds, int *error) {
+    ULONG count = 0;
+    *error = 0;
+    if (GetQueuedCompletionStatusEx(backend->native, backend->entries, ENTRIES, &count, milliseconds, FALSE))
+        return count;
+    *error = GetLastError() == WAIT_TIMEOUT ? 0 : (int)GetLastError();
+    return 0;
+}
+
+/* The sockets were closed, which cancels their requests. Where a driver holds one for longer, its memory and the port stay
+ * with it: both are leaked, as the kernel may still write to them. */
+static bool is_let_go(struct an_backend *backend) {
+    enum { TRIES = 100, EACH_MS = 50 };
+    for (int i = 0; i < TRIES && an_atomic_load32(&backend->outstanding) > 0; i++) {
+        int error;
+        work_on_all(backend, dequeue(backend, EACH_MS, &error));
+    }
+    return an_atomic_load32(&backend->outstanding) == 0;
+}
+
+static void iocp_close(struct an_backend *backend) {
+    if (!is_let_go(backend))
+        return;
+    CloseHandle(backend->native);
+    free(backend);
+}
+
+/* Layered service providers, whose sockets are not the system's own handles, queue a packet in any case (KB 2568167). */
+static bool skip_done(an_socket *socket) {
+    WSAPROTOCOL_INFOW info;
+    int length = sizeof info;
+    if (getsockopt(native(socket), SOL_SOCKET, SO_PROTOCOL_INFOW, (char *)&info, &length) != 0)
+        return false;
+    if ((info.dwServiceFlags1 & XP1_IFS_HANDLES) == 0)
+        return false;
+    const UCHAR modes = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS | FILE_SKIP_SET_EVENT_ON_HANDLE;
+    return SetFileCompletionNotificationModes((HANDLE)socket->descriptor, modes);
+}
+
+static int iocp_attach(struct an_backend *backend, an_socket *socket) {
+    struct an_overlapped *overlapped = calloc(1, sizeof *overlapped);
+    if (overlapped == NULL)
+        return AN_ENOMEM;
+    if (CreateIoCompletionPort((HANDLE)socket->descriptor, backend->native, KEY_SOCKET, 0) == NULL) {
+        int error = (int)GetLastError();
+        free(overlapped); /* an invalid parameter: bound to another port, or made without WSA_FLAG_OVERLAPPED */
+        return error == ERROR_INVALID_PARAMETER ? AN_EINVAL : error;
+    }
+    overlapped->skips_done = skip_done(socket);
+    socket->overlapped = overlapped;
+    socket->receive.ready = !socket->accepted; /* a misuse shows at the first try */
+    return 0;
+}
+
+static bool iocp_detach(struct an_backend *backend, an_socket *socket) {
+    struct an_overlapped *overlapped = socket->overlapped;
+    (void)backend;
+    if (overlapped->receive.pending || overlapped->transmit.pending)
+        CancelIoEx((HANDLE)socket->descriptor, NULL);
+    if (!overlapped->receive.pending)
+        free_acceptance(overlapped);
+    return false;
+}
+
+static void iocp_await(struct an_backend *backend, an_socket *socket, struct an_direction *direction) {
+    (void)backend;
+    if (direction == &socket->receive)
+        await_receive(socket);
+    else
+        await_transmit(socket);
+}
+
+/* Mostly the kernel lets go while CancelIoEx runs, and has told how much went out. */
+static bool has_let_go(const struct request *request) {
+    enum { TRIES = 1000 };
+    for (int i = 0; i < TRIES; i++) {
+        if (HasOverlappedIoCompleted(&request->overlapped))
+            return true;
+        SwitchToThread();
+    }
+    return false;
+}
+
+static void iocp_withdraw(struct an_backend *backend, an_socket *socket, struct operation *operation) {
+    struct request *request = &socket->overlapped->transmit;
+    (void)backend;
+    if (!request->pending || request->withdrawn)
+        return;
+    request->withdrawn = true;
+    CancelIoEx((HANDLE)socket->descriptor, &request->overlapped);
+    if (operation->record.kind == AN_CONNECT)
+        return;
+    if (has_let_go(request))
+        an_perform_count(socket, operation, request->overlapped.InternalHigh);
+    else
+        operation->flags |= OPERATION_BEGUN; /* perhaps */
+}
+
+static int iocp_wait(struct an_backend *backend, int64_t until_ns) {
+    an_port *port = backend->port;
+    int error;
+    int milliseconds = an_milliseconds_until(until_ns);
+    ULONG count = dequeue(backend, milliseconds < 0 ? INFINITE : (DWORD)milliseconds, &error);
+    bool woken = false;
+    for (ULONG i = 0; i < count; i++)
+        woken |= backend->entries[i].lpCompletionKey == KEY_WAKE;
+    an_mutex_lock(&port->lock);
+    an_socket *expired = an_port_begin_pass(port, woken);
+    an_socket *ready = an_port_take_ready(port);
+    an_mutex_unlock(&port->lock);
+    work_on_all(backend, count);
+    work_on_ready(ready);
+    an_socket_expire_all(expired);
+    return error;
+}
+
+static void iocp_wake(struct an_backend *backend) {
+    BOOL posted = PostQueuedCompletionStatus(backend->native, 0, KEY_WAKE, NULL);
+    assert(posted);
+    (void)posted;
+}
+
+static int iocp_watch(struct an_backend *backend, an_descriptor *descriptor) {
+    (void)backend;
+    (void)descriptor;
+    return AN_ENOTSUP; /* a completion port cannot be waited for with others */
+}
+
+const struct an_backend_interface an_iocp = {
+    .open = iocp_open,
+    .close = iocp_close,
+    .attach = iocp_attach,
+    .detach = iocp_detach,
+    .close_descriptor = NULL,
+    .try_send = an_perform_try_send,
+    .start = an_perform_start,
+    .proceed = an_perform_proceed,
+    .withdraw = iocp_withdraw,
+    .await = iocp_await,
+    .wait = iocp_wait,
+    .wake = iocp_wake,
+    .watch = iocp_watch,
+    .alarm = NULL, /* of watched ports only */
+};
+
+#endif
