@@ -27,7 +27,7 @@ Address: TypeAlias = (
 
 _AF_INET = int(socket.AF_INET)
 _AF_INET6 = int(socket.AF_INET6)
-_AF_UNIX = int(getattr(socket, "AF_UNIX", -1))
+_AF_UNIX = int(getattr(socket, "AF_UNIX", 1))  # Windows has the family, its Python not the name
 
 _ADDRESS = ffi.typeof("an_address *")
 _CHARS = ffi.typeof("char[]")

@@ -54,7 +54,7 @@ def unavailable(name: str) -> BackendUnavailableError:
     else:
         names = ", ".join(backend.name for backend in known)
         text = f"there is no backend {name!r}{source}; there are: auto, {names}"
-    return BackendUnavailableError(lib.AN_ENOTSUP, text)
+    return BackendUnavailableError(errno.EOPNOTSUPP, text)
 
 
 def opening_error(name: str, number: int) -> OSError:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from ._address import decode as decode_address
 from ._completion import Completion
 from ._constants import KINDS, POST, OperationKind
+from ._errors import TRANSLATED
 from ._memory import memory
 from ._native import ffi, lib
 from ._socket import accepted_socket
@@ -179,7 +180,7 @@ class Batch:
                 completion.state = operation._value
                 completion.data = None
                 completion.address = None
-            completion.error = error
+            completion.error = error and TRANSLATED.get(error, error)
             completion.transferred = transferred
             completion.truncated = flags & _TRUNCATED != 0
             completion.more = flags & _MORE != 0
@@ -221,7 +222,7 @@ class Batch:
         completion.kind = _kind(kind)
         completion.socket = sock
         completion.state = sock._state if sock is not None else None
-        completion.error = error
+        completion.error = error and TRANSLATED.get(error, error)
         completion.transferred = transferred
         completion.data = None
         completion.accepted = None

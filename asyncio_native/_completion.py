@@ -20,7 +20,9 @@ class Completion:
     socket: the `AsyncSocket`; None for a post and a timer, and when quiet datagrams of a socket
         failed that the program had already dropped.
     state: what the socket was associated with, or what the post or timer was given.
-    error: 0, or the system's error number (errno; on Windows that of Winsock).
+    error: 0, or the system's error number as the module `errno` names it: ECANCELED when cancelled,
+        ETIMEDOUT at a deadline, EPIPE on a broken stream, ECONNRESET, ECONNREFUSED, EMFILE, ... On
+        Windows one that `errno` does not know is Winsock's (10000 and more) or the system's own.
     transferred: bytes received or handed over; for quiet sends that failed, the bytes lost.
     data: for `recv` and `recvfrom` the bytes received, b"" at the end of a stream and with an
         error; None for everything else.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 
 from ._native import lib
 
@@ -19,25 +21,54 @@ class OperationCancelledError(OSError):
     """The operation was cancelled, or its socket was closed before it was done."""
 
 
+_WINSOCK = 10000  # its first number; os.strerror knows none of them
+
+#: Numbers of the C library that the module `errno` knows by others. On Windows that has Winsock's
+#: for what only sockets have (ECONNRESET is 10054), and the C language's for the rest; a send on a
+#: broken stream is EPIPE there too.
+TRANSLATED = {
+    number: portable
+    for number, portable in (
+        (lib.AN_ECANCELED, errno.ECANCELED),
+        (lib.AN_EPIPE, errno.EPIPE),
+        (lib.AN_ENOMEM, errno.ENOMEM),
+        (lib.AN_EINTR, errno.EINTR),
+        (lib.AN_EBADF, errno.EBADF),
+        (lib.AN_EPERM, errno.EACCES),
+        (lib.AN_EINVAL, errno.EINVAL),
+        (lib.AN_EMFILE, errno.EMFILE),
+        (lib.AN_EPORTCLOSED, errno.ESHUTDOWN),
+    )
+    if sys.platform == "win32"
+}
+
+
 def system_error(number: int) -> OSError:
-    """The exception of a system call's error number: the fitting subclass of `OSError`."""
-    return OSError(number, os.strerror(number))
+    """The exception of an error number of the C library: the fitting subclass of `OSError`."""
+    number = TRANSLATED.get(number, number)
+    return OSError(number, _text(number))
 
 
 def completion_error(number: int) -> OSError:
-    """The exception of a completion's error number."""
-    if number == lib.AN_ECANCELED:
+    """The exception of a completion's error number, which is translated."""
+    if number == errno.ECANCELED:
         return OperationCancelledError(number, "the operation was cancelled")
-    if number == lib.AN_ETIMEDOUT:
-        return TimeoutError(number, os.strerror(number))
-    return system_error(number)
+    return OSError(number, _text(number))
+
+
+def _text(number: int) -> str:
+    if sys.platform == "win32" and (number >= _WINSOCK or number not in errno.errorcode):
+        import ctypes
+
+        return ctypes.FormatError(number).strip()
+    return os.strerror(number)
 
 
 def port_closed() -> PortClosedError:
     """The exception of every call that would start or wait on a closed port."""
-    return PortClosedError(lib.AN_EPORTCLOSED, "the completion port is closed")
+    return PortClosedError(errno.ESHUTDOWN, "the completion port is closed")
 
 
 def socket_closed() -> OSError:
     """The exception of every call that would use a closed socket."""
-    return OSError(lib.AN_EBADF, "the socket is closed")
+    return OSError(errno.EBADF, "the socket is closed")

@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from time import monotonic_ns
+from time import perf_counter_ns
 from typing import Any
 
 from ._arguments import LONGEST_NS, integer, nanoseconds, timeout_ns
@@ -160,7 +160,7 @@ class CompletionPort(PortBase):
                     local.batch = batch
                     return done
             slice_ns = batch.slice_ns
-            deadline_ns = monotonic_ns() + wait_ns if wait_ns > 0 else 0
+            deadline_ns = perf_counter_ns() + wait_ns if wait_ns > 0 else 0
             while True:
                 this_ns = wait_ns
                 if slice_ns != _FOREVER_NS and not 0 <= wait_ns <= slice_ns:
@@ -174,11 +174,11 @@ class CompletionPort(PortBase):
                     if done:
                         break
                     if wait_ns > 0:
-                        wait_ns = max(0, deadline_ns - monotonic_ns())
+                        wait_ns = max(0, deadline_ns - perf_counter_ns())
                 elif error and error != lib.AN_EINTR:
                     raise dequeue_error(error)
                 elif wait_ns >= 0:
-                    wait_ns = deadline_ns - monotonic_ns() if wait_ns else 0
+                    wait_ns = deadline_ns - perf_counter_ns() if wait_ns else 0
                     if wait_ns <= 0:
                         break
             batch.done = []

@@ -7,6 +7,7 @@ one lives on.
 from __future__ import annotations
 
 import socket as stdlib
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, Self, overload
 
@@ -320,13 +321,23 @@ def _enum_member(kind: Callable[[int], int], number: int) -> int:
 
 
 def file_descriptor(file: Any) -> int:
-    """The descriptor of a file object or of an integer."""
-    if isinstance(file, int):
-        return integer(file, "the file descriptor", 0, 2**31 - 1)
-    try:
-        fileno = file.fileno
-    except AttributeError:
-        raise TypeError(
-            f"an open file or a file descriptor is needed, not {type(file).__name__}"
-        ) from None
-    return integer(fileno(), "the file descriptor", 0, 2**31 - 1)
+    """What the system knows an open file by, of a file object or a descriptor."""
+    number = file
+    if not isinstance(file, int):
+        try:
+            fileno = file.fileno
+        except AttributeError:
+            raise TypeError(
+                f"an open file or a file descriptor is needed, not {type(file).__name__}"
+            ) from None
+        number = fileno()
+    return _system_file(integer(number, "the file descriptor", 0, 2**31 - 1))
+
+
+def _system_file(descriptor: int) -> int:
+    """The same on POSIX; on Windows the handle that the C library's descriptor stands for."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        return msvcrt.get_osfhandle(descriptor)
+    return descriptor

@@ -37,6 +37,9 @@ struct an_backend_interface {
      * what had gone out is counted (an_perform_count, or OPERATION_BEGUN where that cannot be told). NULL: the system has
      * nothing in hand. socket.lock held. */
     void (*withdraw)(struct an_backend *backend, an_socket *socket, struct operation *operation);
+    /* A synchronous call has shut the receiving side, of which the system tells nothing: receives end. NULL: it does.
+     * socket.lock held. */
+    void (*shut)(struct an_backend *backend, an_socket *socket);
     /* The direction has operations and is not ready: see that it is made ready when it may be. socket.lock held. */
     void (*await)(struct an_backend *backend, an_socket *socket, struct an_direction *direction);
     /* Whether wait looks at the port's ready list before it waits (an_port_take_ready, an_port_begin_wait); else it is

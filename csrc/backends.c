@@ -76,8 +76,9 @@ static int open_fastest(an_port *port) {
 }
 
 int an_backend_open(an_port *port, const char *name) {
+    char chosen[64];
     if (name == NULL || strcmp(name, "auto") == 0)
-        name = getenv("ASYNCIO_NATIVE_BACKEND");
+        name = an_os_environment("ASYNCIO_NATIVE_BACKEND", chosen, sizeof chosen) ? chosen : NULL;
     if (name == NULL || *name == '\0' || strcmp(name, "auto") == 0)
         return open_fastest(port);
     for (int i = 0; i < AN_BACKEND_ROWS; i++) {

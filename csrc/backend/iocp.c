@@ -205,7 +205,7 @@ static bool begin_receive(an_socket *socket, struct request *request, struct out
 }
 
 /* Errors after which a call of our own tells what there is: a datagram longer than nothing, an end that we made, a request
- * that was cancelled because its thread has ended (systems before Windows Vista; Wine). */
+ * that was cancelled because we shut that side, or because its thread has ended (as some systems do). */
 static bool is_worth_a_look(int error) {
     return error == 0 || error == WSAEMSGSIZE || error == WSAESHUTDOWN || error == WSA_OPERATION_ABORTED;
 }
@@ -593,6 +593,14 @@ static void iocp_withdraw(struct an_backend *backend, an_socket *socket, struct 
         operation->flags |= OPERATION_BEGUN; /* perhaps */
 }
 
+/* The cancelled request's packet has the leader look, and find the end. */
+static void iocp_shut(struct an_backend *backend, an_socket *socket) {
+    struct request *request = &socket->overlapped->receive;
+    (void)backend;
+    if (request->pending)
+        CancelIoEx((HANDLE)socket->descriptor, &request->overlapped);
+}
+
 static int iocp_wait(struct an_backend *backend, int64_t until_ns) {
     an_port *port = backend->port;
     int error;
@@ -633,6 +641,7 @@ const struct an_backend_interface an_iocp = {
     .start = an_perform_start,
     .proceed = an_perform_proceed,
     .withdraw = iocp_withdraw,
+    .shut = iocp_shut,
     .await = iocp_await,
     .wait = iocp_wait,
     .wake = iocp_wake,

@@ -94,6 +94,14 @@ uint32_t an_fork_count(void) {
     return an_atomic_load32(&fork_count);
 }
 
+bool an_os_environment(const char *name, char *value, size_t size) {
+    const char *found = getenv(name);
+    if (found == NULL || strlen(found) >= size)
+        return false;
+    memcpy(value, found, strlen(found) + 1);
+    return true;
+}
+
 /* ---- sockets -------------------------------------------------------------------------------------------------------- */
 
 static const struct sockaddr *system_address_const(const an_address *address) {

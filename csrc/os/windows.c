@@ -87,6 +87,12 @@ uint32_t an_fork_generation(void) { return 0; } /* there is no fork */
 
 uint32_t an_fork_count(void) { return 0; }
 
+/* Not getenv, which looks into a copy that each C library has of its own. */
+bool an_os_environment(const char *name, char *value, size_t size) {
+    DWORD length = GetEnvironmentVariableA(name, value, (DWORD)size);
+    return length > 0 && length < size;
+}
+
 /* ---- sockets -------------------------------------------------------------------------------------------------------- */
 
 static SOCKET native(an_descriptor descriptor) { return (SOCKET)descriptor; }
