@@ -33,6 +33,9 @@ class _Lib:
     AN_ETIMEDOUT: int
     AN_EINVAL: int
     AN_EBADF: int
+    AN_EMFILE: int
+    AN_ENOMEM: int
+    AN_EPIPE: int
     AN_EINTR: int
     AN_ENOTSUP: int
     AN_EPERM: int

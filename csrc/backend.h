@@ -33,13 +33,13 @@ struct an_backend_interface {
     /* What held the direction back may be over (resumed, less unsent, retry is due, an operation ended before its turn).
      * socket.lock held. */
     void (*proceed)(struct an_backend *backend, an_socket *socket, struct an_direction *direction);
-    /* The first operation of the transmit direction ends before its time: what the system does for it is broken off, and
-     * what had gone out is counted (an_perform_count, or OPERATION_BEGUN where that cannot be told). NULL: the system has
-     * nothing in hand. socket.lock held. */
+    /* The first operation of the transmit direction ends before its time: what the system does for it goes on without it or
+     * is broken off, and what went out is counted (an_perform_count). NULL: the system has nothing in hand. socket.lock
+     * held. */
     void (*withdraw)(struct an_backend *backend, an_socket *socket, struct operation *operation);
-    /* A synchronous call has shut the receiving side, of which the system tells nothing: receives end. NULL: it does.
+    /* A synchronous call has shut one or both sides: what waits there in the system must end. NULL: it does by itself.
      * socket.lock held. */
-    void (*shut)(struct an_backend *backend, an_socket *socket);
+    void (*shut)(struct an_backend *backend, an_socket *socket, int how);
     /* The direction has operations and is not ready: see that it is made ready when it may be. socket.lock held. */
     void (*await)(struct an_backend *backend, an_socket *socket, struct an_direction *direction);
     /* Whether wait looks at the port's ready list before it waits (an_port_take_ready, an_port_begin_wait); else it is

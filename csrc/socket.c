@@ -280,13 +280,12 @@ int an_socket_listen(an_socket *socket, int backlog) {
 }
 
 int an_socket_shutdown(an_socket *socket, int how) {
-    enum { SEND_SIDE = 1 };
     int error = lock_open(socket);
     if (error != 0)
         return error;
     error = an_os_shutdown(socket->descriptor, how);
-    if (error == 0 && how != SEND_SIDE && socket->port != NULL && socket->port->interface->shut != NULL)
-        socket->port->interface->shut(socket->port->backend, socket);
+    if (error == 0 && socket->port != NULL && socket->port->interface->shut != NULL)
+        socket->port->interface->shut(socket->port->backend, socket, how);
     return unlock_with(socket, error);
 }
 

@@ -60,6 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "dequeuing_threads: more than one thread dequeues from the fixture `port`",
         "leaks_descriptors: may leave descriptors open",
         "posix: needs fork, signals or descriptors as POSIX has them",
+        "unix: needs AF_UNIX sockets in this system's Python",
         "peers: needs servers and clients of other projects",
     ):
         config.addinivalue_line("markers", line)
@@ -79,6 +80,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_SECONDS))
         if os.name != "posix" and item.get_closest_marker("posix"):
             item.add_marker(pytest.mark.skip(reason="this behaviour exists on POSIX only"))
+        if item.get_closest_marker("unix") and (reason := support.why_not("unix")):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

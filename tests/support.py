@@ -1,4 +1,4 @@
-"""Helpers shared by the test suite; they know the public API and the stdlib, nothing else.
+"""Helpers shared by the test suite; they know the public API, the stdlib and how to skip.
 
 Every wait has a deadline (`PATIENCE`, in seconds, unless a test names its own) and fails with an
 `AssertionError` that says what was missing. Nothing here starts a thread.
@@ -28,6 +28,7 @@ module too. `start_python` starts it and leaves talking to it to the test.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import struct
@@ -41,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncio_native as an
+import pytest
 
 #: Seconds that a helper waits before it fails. Slow instruments (sanitizers) may raise it.
 PATIENCE = float(os.environ.get("ASYNCIO_NATIVE_TEST_PATIENCE", "15"))
@@ -54,6 +56,12 @@ FAMILIES = ("ipv4", "ipv6", "unix")
 _FAMILY_NUMBERS = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 if hasattr(socket, "AF_UNIX"):
     _FAMILY_NUMBERS["unix"] = socket.AF_UNIX
+
+#: Windows programs run under Wine here. What it does differently is named where a test is skipped.
+WINE = sys.platform == "win32" and hasattr(ctypes.WinDLL("ntdll"), "wine_get_version")
+
+#: The family of streams that takes no ports from others, where there is one.
+LOCAL = "unix" if "unix" in _FAMILY_NUMBERS else "ipv4"
 
 _kept: list[socket.socket] = []
 _folders: list[tempfile.TemporaryDirectory[str]] = []
@@ -174,6 +182,8 @@ def release_kept() -> None:
 def open_descriptors() -> dict[int, str]:
     """The open descriptors and what they are; empty where the system does not list them."""
     found: dict[int, str] = {}
+    if sys.platform == "win32":
+        return found  # under Wine /proc/self is another process
     try:
         numbers = os.listdir("/proc/self/fd")
     except FileNotFoundError:
@@ -187,6 +197,9 @@ def open_descriptors() -> dict[int, str]:
 
 
 def family_number(family: str) -> socket.AddressFamily:
+    """The system's number of a family; a test that needs one that is not here is skipped."""
+    if family not in _FAMILY_NUMBERS:
+        pytest.skip(why_not(family))
     return _FAMILY_NUMBERS[family]
 
 
@@ -195,7 +208,7 @@ def why_not(family: str) -> str:
     if family not in _FAMILY_NUMBERS:
         return f"this system's Python has no {family} sockets"
     try:
-        with socket.socket(_FAMILY_NUMBERS[family], socket.SOCK_STREAM) as probe:
+        with socket.socket(family_number(family), socket.SOCK_STREAM) as probe:
             if family != "unix":
                 probe.bind(any_address(family))
     except OSError as error:
@@ -218,7 +231,7 @@ def any_address(family: str) -> Any:
 
 
 def stdlib_listener(family: str = "ipv4", backlog: int = 128) -> socket.socket:
-    listener = keep(socket.socket(_FAMILY_NUMBERS[family], socket.SOCK_STREAM))
+    listener = keep(socket.socket(family_number(family), socket.SOCK_STREAM))
     listener.bind(any_address(family))
     listener.listen(backlog)
     return listener
@@ -235,7 +248,7 @@ def dial(address: Any, *, receive_buffer: int | None = None) -> socket.socket:
 
 def refusing_address(family: str = "ipv4") -> Any:
     """An address where nobody listens (it was free a moment ago)."""
-    with socket.socket(_FAMILY_NUMBERS[family], socket.SOCK_STREAM) as probe:
+    with socket.socket(family_number(family), socket.SOCK_STREAM) as probe:
         probe.bind(any_address(family))
         return probe.getsockname()
 
@@ -245,11 +258,11 @@ def stdlib_pair(
 ) -> tuple[socket.socket, socket.socket]:
     """Two connected stdlib sockets; `small` gives both ends small kernel buffers."""
     if family == "unix":
-        ours, peer = socket.socketpair(_FAMILY_NUMBERS[family], socket.SOCK_STREAM)
+        ours, peer = socket.socketpair(family_number(family), socket.SOCK_STREAM)
         if small:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
         return ours, keep(peer)
-    with socket.socket(_FAMILY_NUMBERS[family], socket.SOCK_STREAM) as listener:
+    with socket.socket(family_number(family), socket.SOCK_STREAM) as listener:
         listener.bind(any_address(family))
         listener.listen(1)
         peer = dial(listener.getsockname(), receive_buffer=16384 if small else None)
@@ -275,7 +288,7 @@ def listening(
     port: an.CompletionPort, family: str = "ipv4", *, backlog: int = 128, state: object = None
 ) -> tuple[an.AsyncSocket, Any]:
     """An associated, listening AsyncSocket and its address."""
-    listener = an.AsyncSocket(_FAMILY_NUMBERS[family])
+    listener = an.AsyncSocket(family_number(family))
     listener.bind(any_address(family))
     listener.listen(backlog)
     port.associate(listener, state)
@@ -284,7 +297,7 @@ def listening(
 
 def stdlib_datagram(family: str = "ipv4") -> socket.socket:
     """A bound stdlib datagram socket."""
-    sock = keep(socket.socket(_FAMILY_NUMBERS[family], socket.SOCK_DGRAM))
+    sock = keep(socket.socket(family_number(family), socket.SOCK_DGRAM))
     sock.bind(any_address(family))
     return sock
 
@@ -293,7 +306,7 @@ def datagram(
     port: an.CompletionPort, family: str = "ipv4", *, state: object = None
 ) -> tuple[an.AsyncSocket, Any]:
     """An associated, bound datagram AsyncSocket and its address."""
-    sock = an.AsyncSocket(_FAMILY_NUMBERS[family], socket.SOCK_DGRAM)
+    sock = an.AsyncSocket(family_number(family), socket.SOCK_DGRAM)
     sock.bind(any_address(family))
     port.associate(sock, state)
     return sock, sock.getsockname()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -18,6 +17,9 @@ from cli_support import COMMAND, children, command_line, descriptors, has_ended,
 from support import PATIENCE, eventually
 
 pytestmark = pytest.mark.posix
+
+# For systems with POSIX signals and pipes to wait for; test_cli_windows.py has the others.
+pty = pytest.importorskip("pty", reason="drives the commands by POSIX signals")
 
 #: A server that is not ours and does as `mode` says with its third connection, after the first
 #: message: the script takes the mode, a path to write to, and the command's own arguments.

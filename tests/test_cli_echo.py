@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import selectors
 import shutil
 import signal
@@ -15,6 +14,9 @@ import pytest
 from asyncio_native.cli.system import resident_bytes
 from cli_support import Echo, assert_one_line_error, descriptors, run_cli
 from support import PATIENCE, pattern, read_exactly, read_to_end, why_not
+
+# For systems with POSIX signals and pipes to wait for; test_cli_windows.py has the others.
+resource = pytest.importorskip("resource", reason="drives the commands by POSIX signals")
 
 #: A signal must end the server "within a fraction of a second"; the rest is for a busy machine.
 SIGNAL_SECONDS = 2.0

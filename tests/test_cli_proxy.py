@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import resource
 import selectors
 import shutil
 import signal
 import socket
 import struct
 import subprocess
-import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +30,11 @@ from support import (
     stdlib_listener,
     why_not,
 )
+
+# For systems with POSIX signals and pipes to wait for; test_cli_windows.py has the others.
+fcntl = pytest.importorskip("fcntl", reason="drives the commands by POSIX signals")
+resource = pytest.importorskip("resource", reason="drives the commands by POSIX signals")
+termios = pytest.importorskip("termios", reason="drives the commands by POSIX signals")
 
 #: An end must come "at once"; the rest is for a busy machine.
 SOON_SECONDS = 2.0

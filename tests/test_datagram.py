@@ -11,6 +11,7 @@ import asyncio_native as an
 import pytest
 from support import (
     PATIENCE,
+    WINE,
     cancelled,
     datagram,
     drain,
@@ -22,6 +23,13 @@ from support import (
     settle,
     stdlib_datagram,
     why_not,
+)
+
+#: Seen with the stdlib's _overlapped as well.
+wine_stops_after_an_error = pytest.mark.skipif(
+    WINE,
+    reason="Wine 8: after its first refusal a datagram socket's pending receive ends with neither "
+    "another refusal nor a datagram",
 )
 
 
@@ -389,6 +397,7 @@ def test_recv_into_takes_a_datagram(port: an.CompletionPort) -> None:
     assert buffer[:4] == b"data"
 
 
+@wine_stops_after_an_error
 def test_a_refused_datagram_is_reported_and_the_multishot_stays(port: an.CompletionPort) -> None:
     sock = unreachable(port)
     receive = sock.recv(multishot=True)
@@ -407,6 +416,7 @@ def test_a_refused_datagram_is_reported_and_the_multishot_stays(port: an.Complet
     assert receive.cancel()
 
 
+@wine_stops_after_an_error
 def test_a_refused_multishot_still_receives(port: an.CompletionPort) -> None:
     sock = unreachable(port)
     address = sock.getpeername()
@@ -453,7 +463,9 @@ def test_a_send_on_an_unconnected_datagram_socket_is_a_completion(port: an.Compl
     sock, _ = datagram(port)
     sock.send(b"x")
     completion = one(port)
-    assert completion.error in (errno.EDESTADDRREQ, errno.ENOTCONN)
+    with pytest.raises(OSError) as refused:
+        stdlib_datagram().send(b"x")
+    assert completion.error == refused.value.errno
 
 
 @pytest.mark.parametrize("multishot", [False, True])

@@ -6,6 +6,8 @@ import errno
 import gc
 import os
 import socket
+import struct
+import sys
 import tempfile
 import threading
 import warnings
@@ -281,7 +283,7 @@ def test_options_are_set_and_read_as_in_socket() -> None:
 
 def test_options_can_be_bytes() -> None:
     with an.AsyncSocket() as sock, socket.socket() as stdlib:
-        linger = b"\x01\x00\x00\x00\x02\x00\x00\x00"
+        linger = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 2)
         for either in (sock, stdlib):
             either.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         value = sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)

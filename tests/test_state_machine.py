@@ -13,7 +13,6 @@ No rule's draws depend on timing: a target that is not there makes the rule do n
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 import tempfile
@@ -33,14 +32,14 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support import PATIENCE, refusing_address, stdlib_pair
+from support import LOCAL, PATIENCE, open_descriptors, refusing_address, stdlib_pair
 
 #: Sizes around what matters: one byte, a page, the default of `recv`, more than small buffers hold.
 SIZES = st.sampled_from([1, 2, 100, 4095, 4096, 16384, 65535, 65536, 65537, 300_000])
 #: Which link: modulo their number, or, for what ends a link and so must be rare, none beyond it.
 INDEX = st.integers(min_value=0, max_value=11)
 RARELY = st.integers(min_value=0, max_value=30)
-LINK = st.tuples(st.sampled_from(["ipv4", "unix"]), st.sampled_from([True, True, False]))
+LINK = st.tuples(st.sampled_from(["ipv4", LOCAL]), st.sampled_from([True, True, False]))
 RECEIVES = st.tuples(st.sampled_from(["one-shot", "into", "multishot"]), SIZES)
 SENDS = st.tuples(
     st.sampled_from(
@@ -708,7 +707,7 @@ class PortMachine(RuleBasedStateMachine):
 @pytest.mark.timeout(3600)
 def test_every_operation_completes_exactly_once_whatever_happens(backend: str) -> None:
     """The settings come from the profile; the timeout is for the thorough one."""
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    before = len(open_descriptors())
 
     class Machine(PortMachine):
         def __init__(self) -> None:
@@ -716,4 +715,4 @@ def test_every_operation_completes_exactly_once_whatever_happens(backend: str) -
 
     run_state_machine_as_test(Machine, settings=settings())
     if before:
-        assert len(os.listdir("/proc/self/fd")) <= before + 5
+        assert len(open_descriptors()) <= before + 5

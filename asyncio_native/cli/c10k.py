@@ -459,11 +459,11 @@ class Run:
                     child.kill()
                     self.result.errors[f"{child.name} did not answer in time"] += 1
                 break
-            for ready in multiprocessing.connection.wait(list(waiting), min(left, TICK_SECONDS)):
-                assert isinstance(ready, Connection)
-                child = waiting.pop(ready)
+            readable = multiprocessing.connection.wait(list(waiting), min(left, TICK_SECONDS))
+            for connection in waiting.keys() & set(readable):
+                child = waiting.pop(connection)
                 try:
-                    answer = ready.recv()
+                    answer = connection.recv()
                 except (EOFError, OSError):
                     child.listens = False
                     self.result.errors[f"{child.name} {child.fate()}"] += 1

@@ -11,7 +11,11 @@
  *
  *   request:   none ---begun, socket held---> PENDING ---packet dequeued---> none
  *                        |                       |
- *   done at once, and no packet will come        +--cancelled by withdraw: WITHDRAWN until its packet
+ *   done at once, and no packet will come        +--its operation has ended: WITHDRAWN until its packet
+ *
+ * A piece of a send that the kernel has is not cancelled: how much of it went out could not be told then. It counts as
+ * handed over, as what stands in a socket's buffer does; a socket that is closed meanwhile lingers until the piece has gone
+ * out, as the kernel's end of it does on POSIX, but not for ever.
  *
  * A request is begun and its packet worked on under the socket's lock, so that another thread that dequeues the packet
  * before the beginning call has returned waits for it. Any thread begins requests; the leader dequeues packets.
@@ -32,9 +36,9 @@
 #include "perform.h"
 
 enum {
-    ENTRIES = 256,          /* packets worked on in one pass */
-    PIECE_MOST = 256 << 10, /* bytes of a send in the kernel's hands: a copy of that size for each slow reader */
-    FILE_MOST = 1 << 20,    /* bytes of a file likewise: `transferred` is counted by it, no memory is tied */
+    ENTRIES = 256,         /* packets worked on in one pass */
+    PIECE_MOST = 64 << 10, /* bytes of a send in the kernel's hands: a copy of that size for each slow reader */
+    FILE_MOST = 256 << 10, /* bytes of a file likewise: `transferred` is counted by it, no memory is tied */
     ADDRESS_ROOM = sizeof(struct sockaddr_storage) + 16 /* AcceptEx: 16 bytes more than the address */
 };
 
@@ -46,6 +50,9 @@ struct request {
     an_socket *socket;     /* a reference while pending */
     bool pending;
     bool withdrawn; /* its operation has ended already */
+    bool handed;    /* a send: the kernel has a piece of it, which counts as gone */
+    bool file;      /* TransmitFile of `bytes` */
+    DWORD bytes;
 };
 
 /* What came of a request. */
@@ -67,15 +74,21 @@ struct an_overlapped {
     struct request receive;
     struct request transmit;
     struct acceptance *acceptance;
-    char *piece;     /* what is being sent */
-    int32_t error;   /* came instead of data or a connection, not told yet */
-    bool skips_done; /* a request that is done at once makes no packet */
+    char *piece;               /* what is being sent */
+    an_descriptor file;        /* likewise, of an operation that has ended; else -1 */
+    an_descriptor lingering;   /* of a closed socket, until its last piece went out; else -1 */
+    int64_t lingers_until_ns;  /* backend.lock */
+    an_socket *lingering_next; /* backend.lock */
+    int32_t error;             /* came instead of data or a connection, not told yet */
+    bool skips_done;           /* a request that is done at once makes no packet */
 };
 
 struct an_backend {
     an_port *port;
     HANDLE native;
     uint32_t outstanding; /* atomic: requests pending */
+    struct an_mutex lock; /* after a socket's */
+    an_socket *lingering; /* lock: closed sockets whose last piece is on its way; the request holds them */
     OVERLAPPED_ENTRY entries[ENTRIES];
 };
 
@@ -89,6 +102,8 @@ static void begin(an_socket *socket, struct request *request) {
     request->socket = socket;
     request->pending = true;
     request->withdrawn = false;
+    request->handed = request->file = false;
+    request->bytes = 0;
     an_socket_hold(socket);
     an_atomic_add32(&socket->port->backend->outstanding, 1);
 }
@@ -159,8 +174,14 @@ static int make_acceptance(an_socket *socket) {
     return error;
 }
 
+/* AcceptEx on a socket that does not listen may wait for ever. */
+static bool listens(const an_socket *socket) {
+    bool listening = socket->listening;
+    return listening || (an_os_is_listening(socket->descriptor, &listening) == 0 && listening);
+}
+
 static bool begin_accept(an_socket *socket, struct request *request, struct outcome *outcome) {
-    int error = make_acceptance(socket);
+    int error = listens(socket) ? make_acceptance(socket) : AN_EINVAL;
     if (error != 0)
         return refuse(outcome, error);
     struct acceptance *acceptance = socket->overlapped->acceptance;
@@ -174,22 +195,20 @@ static bool begin_accept(an_socket *socket, struct request *request, struct outc
     return is_over(socket, request, succeeded, outcome);
 }
 
-/* Without it the connection knows neither its addresses nor shutdown. Fails where the peer has gone already. */
-static int adopt_connection(an_socket *listener, an_descriptor descriptor) {
+/* Without it the connection knows neither its addresses nor shutdown. False where the peer has gone already. */
+static bool adopt_connection(an_socket *listener, an_descriptor descriptor) {
     SOCKET context = native(listener);
-    return an_os_set_option(descriptor, SOL_SOCKET, SO_UPDATE_ACCEPT_CONTEXT, &context, sizeof context);
+    return an_os_set_option(descriptor, SOL_SOCKET, SO_UPDATE_ACCEPT_CONTEXT, &context, sizeof context) == 0;
 }
 
 static void accept_ended(an_socket *socket, int error) {
     struct acceptance *acceptance = socket->overlapped->acceptance;
-    if (error == 0)
-        error = adopt_connection(socket, acceptance->descriptor);
-    acceptance->arrived = error == 0;
-    if (error == 0)
+    acceptance->arrived = error == 0 && adopt_connection(socket, acceptance->descriptor);
+    if (acceptance->arrived)
         return;
     an_os_close(acceptance->descriptor);
     acceptance->descriptor = -1;
-    if (!an_os_accept_is_transient(error) && error != WSA_OPERATION_ABORTED)
+    if (error != 0 && !an_os_accept_is_transient(error) && error != WSA_OPERATION_ABORTED)
         socket->overlapped->error = error;
 }
 
@@ -294,6 +313,9 @@ static void receive(an_socket *socket) {
 static void free_piece(struct an_overlapped *overlapped) {
     free(overlapped->piece);
     overlapped->piece = NULL;
+    if (overlapped->file != -1)
+        an_os_close_file(overlapped->file);
+    overlapped->file = -1;
 }
 
 static bool begin_send(an_socket *socket, struct request *request, struct operation *operation,
@@ -314,7 +336,11 @@ static bool begin_send(an_socket *socket, struct request *request, struct operat
     int failed = addressed ? WSASendTo(native(socket), &buffer, 1, NULL, 0, (const struct sockaddr *)address->storage,
                                        (int)address->length, &request->overlapped, NULL)
                            : WSASend(native(socket), &buffer, 1, NULL, 0, &request->overlapped, NULL);
-    return is_over(socket, request, failed == 0, outcome);
+    bool over = is_over(socket, request, failed == 0, outcome);
+    request->handed = !over || outcome->error == 0;
+    if (request->handed)
+        an_perform_sent(socket, operation, length);
+    return over;
 }
 
 static bool begin_file(an_socket *socket, struct request *request, struct operation *operation,
@@ -333,10 +359,12 @@ static bool begin_file(an_socket *socket, struct request *request, struct operat
     if (length == 0) /* cut off since it was looked at; a length of 0 would mean all there is */
         return refuse(outcome, 0);
     begin(socket, request);
+    request->file = true;
     request->overlapped.Offset = (DWORD)offset;
     request->overlapped.OffsetHigh = (DWORD)(offset >> 32);
-    BOOL succeeded = transmit_file(native(socket), (HANDLE)operation->at.descriptor,
-                                   length < FILE_MOST ? (DWORD)length : FILE_MOST, 0, &request->overlapped, NULL, 0);
+    request->bytes = length < FILE_MOST ? (DWORD)length : FILE_MOST;
+    BOOL succeeded = transmit_file(native(socket), (HANDLE)operation->at.descriptor, request->bytes, 0,
+                                   &request->overlapped, NULL, 0);
     return is_over(socket, request, succeeded, outcome);
 }
 
@@ -373,20 +401,23 @@ static void connect_ended(an_socket *socket, struct operation *operation, int er
     an_perform_connected(socket, operation, error);
 }
 
-/* The request is over, and its operation is where it was. */
-static void transmitting_ended(an_socket *socket, struct outcome outcome) {
-    int error = outcome.error;
+/* The request is over. Its operation stands where it was; but a send that was handed over has gone on, and a failure is
+ * told to what stands behind it. */
+static void transmitting_ended(an_socket *socket, struct request *request, struct outcome outcome) {
     struct operation *operation = socket->transmit.head;
     free_piece(socket->overlapped);
     socket->transmit.ready = true;
+    bool lost = request->handed && an_os_is_datagram(socket->type); /* as datagrams may be */
+    if (request->withdrawn || lost || operation == NULL)
+        return;
     if (operation->record.kind == AN_CONNECT)
-        connect_ended(socket, operation, error);
-    else if (error == 0)
+        connect_ended(socket, operation, outcome.error);
+    else if (request->file && outcome.error == 0)
         an_perform_sent(socket, operation, outcome.bytes);
-    else if (outcome.bytes > 0)
+    else if (request->file)
         an_perform_count(socket, operation, outcome.bytes);
-    if (error != 0 && error != WSA_OPERATION_ABORTED && operation == socket->transmit.head)
-        an_perform_send_failed(socket, error);
+    if (outcome.error != 0 && outcome.error != WSA_OPERATION_ABORTED && operation == socket->transmit.head)
+        an_perform_send_failed(socket, outcome.error);
 }
 
 static bool begin_transmit(an_socket *socket, struct request *request, struct outcome *outcome) {
@@ -408,20 +439,76 @@ static void await_transmit(an_socket *socket) {
         return;
     if (!begin_transmit(socket, request, &outcome))
         return;
-    transmitting_ended(socket, outcome);
+    transmitting_ended(socket, request, outcome);
     an_port_make_ready(socket->port, socket);
 }
 
-/* ---- working on packets: leader ------------------------------------------------------------------------------------------------- */
+/* ---- lingering ------------------------------------------------------------------------------------------------------------------ */
+
+static void stop_lingering(struct an_backend *backend, an_socket *socket) {
+    an_socket **link = &backend->lingering;
+    an_mutex_lock(&backend->lock);
+    while (*link != NULL && *link != socket)
+        link = &(*link)->overlapped->lingering_next;
+    if (*link != NULL)
+        *link = socket->overlapped->lingering_next;
+    an_mutex_unlock(&backend->lock);
+}
+
+static bool wants_reset(an_descriptor descriptor) {
+    LINGER linger = {0};
+    size_t length = sizeof linger;
+    int error = an_os_get_option(descriptor, SOL_SOCKET, SO_LINGER, &linger, &length);
+    return error == 0 && linger.l_onoff != 0 && linger.l_linger == 0;
+}
+
+/* The peer gets the piece, and the end behind it. The leader is woken, as it must not sleep past the time. */
+static void linger(struct an_backend *backend, an_socket *socket) {
+    const int64_t longest_ns = INT64_C(10000000000); /* a peer that reads at all has read a piece by then */
+    struct an_overlapped *overlapped = socket->overlapped;
+    shutdown(native(socket), SD_SEND);
+    overlapped->lingering = socket->descriptor;
+    overlapped->lingers_until_ns = an_clock() + longest_ns;
+    an_mutex_lock(&backend->lock);
+    overlapped->lingering_next = backend->lingering;
+    backend->lingering = socket;
+    an_mutex_unlock(&backend->lock);
+    PostQueuedCompletionStatus(backend->native, 0, KEY_WAKE, NULL);
+}
+
+/* Ends the lingering of those whose time has come: their packets follow. Returns when the next one's does. */
+static int64_t end_lingering(struct an_backend *backend, int64_t now_ns) {
+    int64_t next_ns = AN_NEVER;
+    an_mutex_lock(&backend->lock);
+    for (an_socket *socket = backend->lingering; socket != NULL; socket = socket->overlapped->lingering_next) {
+        struct an_overlapped *overlapped = socket->overlapped;
+        if (overlapped->lingers_until_ns <= now_ns) {
+            overlapped->lingers_until_ns = AN_NEVER;
+            CancelIoEx((HANDLE)overlapped->lingering, NULL);
+        } else if (overlapped->lingers_until_ns < next_ns) {
+            next_ns = overlapped->lingers_until_ns;
+        }
+    }
+    an_mutex_unlock(&backend->lock);
+    return next_ns;
+}
 
 /* Its socket was closed: what the kernel may have written to can go. */
 static void clear_away(an_socket *socket, struct request *request) {
     struct an_overlapped *overlapped = socket->overlapped;
-    if (request == &overlapped->receive)
+    if (request == &overlapped->receive) {
         free_acceptance(overlapped);
-    else
-        free_piece(overlapped);
+        return;
+    }
+    free_piece(overlapped);
+    if (overlapped->lingering == -1)
+        return;
+    stop_lingering(socket->port->backend, socket);
+    an_os_close(overlapped->lingering);
+    overlapped->lingering = -1;
 }
+
+/* ---- working on packets: leader ------------------------------------------------------------------------------------------------- */
 
 static void receive_packet(an_socket *socket, struct request *request) {
     receiving_ended(socket, outcome_of(socket, request).error);
@@ -429,12 +516,7 @@ static void receive_packet(an_socket *socket, struct request *request) {
 }
 
 static void transmit_packet(an_socket *socket, struct request *request) {
-    if (!request->withdrawn) {
-        transmitting_ended(socket, outcome_of(socket, request));
-    } else {
-        free_piece(socket->overlapped);
-        socket->transmit.ready = true;
-    }
+    transmitting_ended(socket, request, outcome_of(socket, request));
     an_perform_transmit(socket);
 }
 
@@ -485,6 +567,7 @@ static int iocp_open(struct an_backend **opened, an_port *port, const void *deta
     if (backend == NULL)
         return AN_ENOMEM;
     backend->port = port;
+    an_mutex_init(&backend->lock);
     backend->native = CreateIoCompletionPort(INVALID_HANDLE_VALUE, NULL, 0, 0);
     if (backend->native == NULL) {
         int error = (int)GetLastError();
@@ -516,9 +599,11 @@ static bool is_let_go(struct an_backend *backend) {
 }
 
 static void iocp_close(struct an_backend *backend) {
+    end_lingering(backend, AN_NEVER);
     if (!is_let_go(backend))
         return;
     CloseHandle(backend->native);
+    an_mutex_destroy(&backend->lock);
     free(backend);
 }
 
@@ -543,20 +628,29 @@ static int iocp_attach(struct an_backend *backend, an_socket *socket) {
         free(overlapped); /* an invalid parameter: bound to another port, or made without WSA_FLAG_OVERLAPPED */
         return error == ERROR_INVALID_PARAMETER ? AN_EINVAL : error;
     }
+    overlapped->file = overlapped->lingering = -1;
     overlapped->skips_done = skip_done(socket);
     socket->overlapped = overlapped;
-    socket->receive.ready = !socket->accepted; /* a misuse shows at the first try */
     return 0;
 }
 
 static bool iocp_detach(struct an_backend *backend, an_socket *socket) {
     struct an_overlapped *overlapped = socket->overlapped;
     (void)backend;
-    if (overlapped->receive.pending || overlapped->transmit.pending)
-        CancelIoEx((HANDLE)socket->descriptor, NULL);
-    if (!overlapped->receive.pending)
+    if (overlapped->receive.pending)
+        CancelIoEx((HANDLE)socket->descriptor, &overlapped->receive.overlapped);
+    else
         free_acceptance(overlapped);
     return false;
+}
+
+static void iocp_close_descriptor(struct an_backend *backend, an_socket *socket) {
+    struct request *request = &socket->overlapped->transmit;
+    bool sending = request->pending && (request->handed || request->file);
+    if (sending && an_os_is_stream(socket->type) && !wants_reset(socket->descriptor))
+        linger(backend, socket);
+    else
+        an_os_close(socket->descriptor); /* which cancels what is pending */
 }
 
 static void iocp_await(struct an_backend *backend, an_socket *socket, struct an_direction *direction) {
@@ -567,44 +661,45 @@ static void iocp_await(struct an_backend *backend, an_socket *socket, struct an_
         await_transmit(socket);
 }
 
-/* Mostly the kernel lets go while CancelIoEx runs, and has told how much went out. */
-static bool has_let_go(const struct request *request) {
-    enum { TRIES = 1000 };
-    for (int i = 0; i < TRIES; i++) {
-        if (HasOverlappedIoCompleted(&request->overlapped))
-            return true;
-        SwitchToThread();
-    }
-    return false;
-}
-
 static void iocp_withdraw(struct an_backend *backend, an_socket *socket, struct operation *operation) {
     struct request *request = &socket->overlapped->transmit;
     (void)backend;
     if (!request->pending || request->withdrawn)
         return;
-    request->withdrawn = true;
-    CancelIoEx((HANDLE)socket->descriptor, &request->overlapped);
-    if (operation->record.kind == AN_CONNECT)
+    request->withdrawn = request->file || operation->record.kind == AN_CONNECT;
+    if (operation->record.kind == AN_CONNECT) {
+        CancelIoEx((HANDLE)socket->descriptor, &request->overlapped);
         return;
-    if (has_let_go(request))
-        an_perform_count(socket, operation, request->overlapped.InternalHigh);
-    else
-        operation->flags |= OPERATION_BEGUN; /* perhaps */
+    }
+    if (!request->file)
+        return;
+    an_perform_count(socket, operation, request->bytes);
+    socket->overlapped->file = operation->at.descriptor; /* the kernel goes on reading it */
+    operation->at.descriptor = -1;
 }
 
-/* The cancelled request's packet has the leader look, and find the end. */
-static void iocp_shut(struct an_backend *backend, an_socket *socket) {
-    struct request *request = &socket->overlapped->receive;
+/* The packet of a cancelled receive has the leader look, and find the end. Sends end now: the way is shut behind the piece
+ * that the kernel has. */
+static void iocp_shut(struct an_backend *backend, an_socket *socket, int how) {
+    struct an_overlapped *overlapped = socket->overlapped;
     (void)backend;
-    if (request->pending)
-        CancelIoEx((HANDLE)socket->descriptor, &request->overlapped);
+    if (how != SD_SEND && overlapped->receive.pending)
+        CancelIoEx((HANDLE)socket->descriptor, &overlapped->receive.overlapped);
+    struct operation *operation = socket->transmit.head;
+    if (how == SD_RECEIVE || operation == NULL || operation->record.kind == AN_CONNECT)
+        return;
+    if (operation->record.kind == AN_SENDFILE && !an_operation_withdraw(socket, operation))
+        an_perform_send_failed(socket, AN_EPIPE);
+    socket->transmit.ready = true;
+    an_perform_transmit(socket);
 }
 
 static int iocp_wait(struct an_backend *backend, int64_t until_ns) {
     an_port *port = backend->port;
     int error;
-    int milliseconds = an_milliseconds_until(until_ns);
+    bool lingers = an_atomic_load_pointer((void *const *)&backend->lingering) != NULL;
+    int64_t lingers_until_ns = lingers ? end_lingering(backend, an_clock()) : AN_NEVER;
+    int milliseconds = an_milliseconds_until(until_ns < lingers_until_ns ? until_ns : lingers_until_ns);
     ULONG count = dequeue(backend, milliseconds < 0 ? INFINITE : (DWORD)milliseconds, &error);
     bool woken = false;
     for (ULONG i = 0; i < count; i++)
@@ -636,7 +731,7 @@ const struct an_backend_interface an_iocp = {
     .close = iocp_close,
     .attach = iocp_attach,
     .detach = iocp_detach,
-    .close_descriptor = NULL,
+    .close_descriptor = iocp_close_descriptor,
     .try_send = an_perform_try_send,
     .start = an_perform_start,
     .proceed = an_perform_proceed,

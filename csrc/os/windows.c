@@ -248,16 +248,18 @@ int an_os_get_option(an_descriptor descriptor, int level, int name, void *value,
 }
 
 int an_os_accept(an_descriptor listener, an_descriptor *accepted, an_address *address) {
-    int length = sizeof address->storage;
-    SOCKET opened = accept(native(listener), system_address(address), &length);
+    SOCKET opened = accept(native(listener), NULL, NULL);
     if (opened == INVALID_SOCKET)
         return WSAGetLastError();
     *accepted = (an_descriptor)opened;
-    address->length = (uint32_t)length;
     int error = an_os_prepare(*accepted);
-    if (error != 0)
+    if (error != 0) {
         closesocket(opened);
-    return error;
+        return error;
+    }
+    if (an_os_peer_address(*accepted, address) != 0)
+        address->length = 0; /* reset meanwhile: it has no peer any more */
+    return 0;
 }
 
 /* accept, AcceptEx: the connection was reset before it was accepted. */

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import socket
+import sys
 import time
 
 import asyncio_native as an
@@ -132,6 +133,7 @@ def test_operations_do_not_grow_memory(backend: str, deed: str) -> None:
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory from /proc")
 def test_memory_of_a_slow_reader_comes_back(backend: str) -> None:
     """What was copied for quiet sends is given back once it went out."""
     check_python(

@@ -14,7 +14,7 @@ from support import dial, keep, one, read_exactly, socket_path, why_not
 
 def stdlib_name(sock: an.AsyncSocket, *, peer: bool = False) -> Any:
     """What the stdlib says about the same socket."""
-    with socket.socket(fileno=os.dup(sock.fileno())) as same:
+    with socket.fromfd(sock.fileno(), sock.family, sock.type) as same:
         return same.getpeername() if peer else same.getsockname()
 
 
@@ -132,6 +132,7 @@ def test_an_ipv6_sockets_ipv4_clients_have_mapped_addresses(port: an.CompletionP
 
 
 @pytest.mark.parametrize("inner", [b"", b"\0inner", b"\xff\xfe"], ids=["plain", "nul", "bytes"])
+@pytest.mark.unix
 def test_an_abstract_name_connects_and_reads_back_as_the_stdlib_gives_it(
     port: an.CompletionPort, inner: bytes
 ) -> None:
@@ -139,6 +140,7 @@ def test_an_abstract_name_connects_and_reads_back_as_the_stdlib_gives_it(
     exchange(port, name, socket.AF_UNIX)
 
 
+@pytest.mark.unix
 def test_an_abstract_name_may_be_given_as_text(port: an.CompletionPort) -> None:
     name = "\0asyncio-native-" + os.urandom(8).hex()
     with an.AsyncSocket(socket.AF_UNIX) as listener:
@@ -155,27 +157,32 @@ def test_an_abstract_name_may_be_given_as_text(port: an.CompletionPort) -> None:
             assert read_exactly(client, 8) == b"abstract"
 
 
+@pytest.mark.unix
 def test_abstract_clients_have_their_names_as_addresses(port: an.CompletionPort) -> None:
     suffix = os.urandom(8).hex().encode()
     exchange(port, b"\0listener-" + suffix, socket.AF_UNIX, client=b"\0client-" + suffix)
 
 
+@pytest.mark.unix
 def test_a_path_connects_and_a_bound_client_has_its_path_as_address(
     port: an.CompletionPort,
 ) -> None:
     exchange(port, socket_path("listener"), socket.AF_UNIX, client=socket_path("client"))
 
 
+@pytest.mark.unix
 def test_an_unnamed_unix_client_has_an_empty_address(port: an.CompletionPort) -> None:
     exchange(port, socket_path(), socket.AF_UNIX)
 
 
+@pytest.mark.unix
 def test_a_path_that_is_no_text_reads_back_as_the_stdlib_gives_it(
     port: an.CompletionPort,
 ) -> None:
     exchange(port, os.fsencode(socket_path()) + b"\xff\xfe", socket.AF_UNIX)
 
 
+@pytest.mark.unix
 def test_the_longest_path_works(port: an.CompletionPort) -> None:
     """sun_path has 108 bytes with the closing zero."""
     path = socket_path()
@@ -183,6 +190,7 @@ def test_the_longest_path_works(port: an.CompletionPort) -> None:
 
 
 @pytest.mark.parametrize("start", ["/", "\0"], ids=["path", "abstract"])
+@pytest.mark.unix
 def test_a_name_that_is_too_long_is_refused_at_the_call(
     port: an.CompletionPort, start: str
 ) -> None:
@@ -195,6 +203,7 @@ def test_a_name_that_is_too_long_is_refused_at_the_call(
         assert port.in_flight == 0
 
 
+@pytest.mark.unix
 def test_datagrams_between_abstract_names_have_their_sender(port: an.CompletionPort) -> None:
     suffix = os.urandom(8).hex().encode()
     with an.AsyncSocket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

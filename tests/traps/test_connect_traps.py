@@ -36,7 +36,7 @@ def fill_backlog(listener: socket.socket) -> list[socket.socket]:
         result = filler.connect_ex(listener.getsockname())
         if result == errno.EAGAIN:
             return fillers
-        if result == errno.EINPROGRESS:
+        if result in (errno.EINPROGRESS, errno.EWOULDBLOCK):
             try:
                 # The three-way handshake on loopback is done when connect returns, or never.
                 filler.getpeername()

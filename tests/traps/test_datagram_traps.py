@@ -9,6 +9,7 @@ from typing import Any
 import asyncio_native as an
 import pytest
 from support import (
+    WINE,
     datagram,
     drain,
     family_number,
@@ -19,6 +20,13 @@ from support import (
     settle,
     socket_path,
     stdlib_datagram,
+)
+
+#: Seen with the stdlib's _overlapped as well.
+wine_stops_after_an_error = pytest.mark.skipif(
+    WINE,
+    reason="Wine 8: after its first refusal a datagram socket's pending receive ends with neither "
+    "another refusal nor a datagram",
 )
 
 
@@ -185,6 +193,7 @@ def test_a_datagram_too_long_fails_and_harms_nothing_behind_it(
         assert peer.recv(100) == b"short enough"
 
 
+@wine_stops_after_an_error
 def test_a_connected_receive_to_a_closed_port_reports_the_refusal_and_stays_armed(
     port: an.CompletionPort, inet: str
 ) -> None:

@@ -173,11 +173,8 @@ def test_data_comes_before_the_end_when_both_sides_have_shut_down(
 
 
 def send_with_end(peer: socket.socket, data: bytes) -> None:
-    """Data and the end of the stream; on TCP in one segment (MSG_MORE holds the data back)."""
-    if peer.family == socket.AF_UNIX:
-        peer.send(data)
-    else:
-        peer.send(data, socket.MSG_MORE)
+    """Data and the end of the stream; on TCP in one segment where MSG_MORE holds the data back."""
+    peer.send(data, 0 if peer.family.name == "AF_UNIX" else getattr(socket, "MSG_MORE", 0))
     peer.shutdown(socket.SHUT_WR)
 
 

@@ -9,7 +9,7 @@ import weakref
 
 import asyncio_native as an
 import pytest
-from support import check_python, drain, one, pair, settle
+from support import LOCAL, check_python, drain, one, pair, settle
 
 linux_only = pytest.mark.skipif(
     sys.platform != "linux", reason="reads the process's memory and descriptors from /proc"
@@ -51,7 +51,7 @@ def test_sockets_closed_by_the_hundred_before_anybody_dequeues_are_given_back(
     expected = 0
     for _ in range(5):
         for _ in range(100):
-            sock, peer = pair(port, "unix")
+            sock, peer = pair(port, LOCAL)
             sock.recv(multishot=True)
             sock.recv()
             expected += 2
@@ -159,7 +159,7 @@ def test_memory_returns_after_a_burst_that_nobody_dequeued(backend: str) -> None
         MEMORY
         + """
     def burst():
-        socks = [pair(port, "unix") for _ in range(200)]
+        socks = [pair(port, LOCAL) for _ in range(200)]
         for sock, peer in socks:
             sock.recv(multishot=True)
             peer.setblocking(False)

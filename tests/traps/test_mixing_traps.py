@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 import time
 
 import asyncio_native as an
@@ -61,7 +60,7 @@ class Client:
             pass
         left = 0 <= self.leaves_at <= self.got
         if left or self.got == len(self.stream):
-            if left and self.chance.random() < 0.5 and self.socket.family != socket.AF_UNIX:
+            if left and self.chance.random() < 0.5 and self.socket.family.name != "AF_UNIX":
                 reset(self.socket)
             else:
                 self.socket.close()
