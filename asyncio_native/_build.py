@@ -171,5 +171,5 @@ ffibuilder.set_source(
     extra_compile_args=[*compiler_flags(), *libkqueue("--cflags")],
     extra_link_args=[*linker_flags(), *libkqueue("--libs")],
     extra_objects=[LIBURING] if LIBURING else [],
-    libraries=["ws2_32", "mswsock"] if sys.platform == "win32" else [],
+    libraries=["ws2_32", "mswsock", "iphlpapi"] if sys.platform == "win32" else [],
 )

@@ -96,7 +96,8 @@ class CompletionPort(PortBase):
         """Binds a socket to this port for good.
 
         state: comes back with each completion of the socket, as it is when that is dequeued; again
-        on the same port replaces it. Raises `ValueError` when it belongs to another port.
+        on the same port replaces it. Raises `ValueError` when it belongs to another port
+        (on Windows also one that is not this library's, as an adopted socket's may).
         """
         if not isinstance(sock, AsyncSocket):
             raise not_a_socket(sock)

@@ -6,7 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#if !defined(_WIN32) /* there the header brings what is needed */
 #include <sys/socket.h>
+#endif
 
 /* The operation lives in the caller's own structure: starting one allocates nothing. */
 typedef struct connection {

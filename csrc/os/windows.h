@@ -5,7 +5,7 @@
 #define AN_OS_WINDOWS_H
 
 #if !defined(WIN32_LEAN_AND_MEAN)
-#define WIN32_LEAN_AND_MEAN 1
+#define WIN32_LEAN_AND_MEAN
 #endif
 
 #include <windows.h>

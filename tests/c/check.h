@@ -5,10 +5,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include "asyncio_native.h"
+
+#if defined(_WIN32)
+#include "check_windows.h"
+#else
+#include "check_posix.h"
+#endif
 
 #define CHECK(condition)                                                                                               \
     do {                                                                                                               \
@@ -55,7 +59,7 @@ static inline an_port *open_port(const char *backend) {
 /* Two connected local stream sockets in the port; `peer` may be NULL for a plain descriptor in *descriptor instead. */
 static inline void open_pair(an_port *port, an_socket **socket, an_socket **peer, int *descriptor) {
     int ends[2];
-    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    CHECK(connect_ends(ends));
     CHECK_OK(an_socket_adopt(socket, ends[0]));
     CHECK_OK(an_port_associate(port, *socket, NULL));
     if (peer == NULL) {

@@ -45,7 +45,7 @@ static void embedded_operations_find_their_owner(const char *backend) {
     }
     for (int i = 0; i < 8; i++) {
         char byte = (char)i;
-        CHECK(write(peers[i], &byte, 1) == 1);
+        CHECK(peer_write(peers[i], &byte, 1) == 1);
     }
     for (int i = 0; i < 8; i++) {
         an_completion completion = dequeue_one(port);
@@ -56,7 +56,7 @@ static void embedded_operations_find_their_owner(const char *backend) {
         an_completion_release(&completion, 1);
     }
     for (int i = 0; i < 8; i++) {
-        close(peers[i]);
+        peer_close(peers[i]);
         an_socket_free(sockets[i], 0);
     }
     CHECK(an_port_in_flight(port) == 0);
@@ -66,7 +66,7 @@ static void embedded_operations_find_their_owner(const char *backend) {
 static void echo_once(an_port *port, an_socket *socket, int peer, struct connection *connection) {
     char text[64] = "the same message again and again";
     CHECK_OK(an_socket_recv(socket, &connection->receive, NULL, 65536, 0, UINT64_MAX, AN_FOREVER));
-    CHECK(write(peer, text, sizeof text) == sizeof text);
+    CHECK(peer_write(peer, text, sizeof text) == sizeof text);
     an_completion completion = dequeue_one(port);
     CHECK(completion.transferred == sizeof text);
     CHECK_OK(an_socket_send(socket, NULL, completion.data, completion.transferred, AN_FOREVER));
@@ -75,7 +75,7 @@ static void echo_once(an_port *port, an_socket *socket, int peer, struct connect
     completion = dequeue_one(port);
     CHECK(completion.kind == AN_SEND && completion.transferred == sizeof text);
     an_completion_release(&completion, 1);
-    CHECK(read(peer, text, sizeof text) == sizeof text && read(peer, text, sizeof text) == sizeof text);
+    CHECK(peer_read(peer, text, sizeof text) == sizeof text && peer_read(peer, text, sizeof text) == sizeof text);
 }
 
 static void steady_state_allocates_nothing(const char *backend) {
@@ -92,7 +92,7 @@ static void steady_state_allocates_nothing(const char *backend) {
     CHECK(allocations == before);
     if (COUNTS_ALLOCATIONS)
         CHECK(allocations > 0); /* the counter counts */
-    close(peer);
+    peer_close(peer);
     an_socket_free(socket, 0);
     an_port_free(port);
 }
@@ -104,14 +104,14 @@ static void lent_data_outlives_socket_and_port(const char *backend) {
     int peer;
     open_pair(port, &socket, NULL, &peer);
     CHECK_OK(an_socket_recv(socket, &receive, NULL, 65536, 0, UINT64_MAX, AN_FOREVER));
-    CHECK(write(peer, "still here", 10) == 10);
+    CHECK(peer_write(peer, "still here", 10) == 10);
     an_completion completion = dequeue_one(port);
     an_socket_free(socket, 0);
     an_port_free(port);
     CHECK(memcmp(completion.data, "still here", 10) == 0);
     an_completion_release(&completion, 1);
     an_completion_release(&completion, 1); /* given back already: nothing */
-    close(peer);
+    peer_close(peer);
 }
 
 static void misuse_is_a_number_and_leaves_nothing_in_flight(const char *backend) {
@@ -163,8 +163,8 @@ static void accepted_but_unclaimed_connections_are_closed_with_the_port(const ch
     CHECK_OK(an_socket_accept(listener, &accept, AN_MULTISHOT, AN_FOREVER));
     int clients[3];
     for (int i = 0; i < 3; i++) {
-        clients[i] = socket(AF_INET, SOCK_STREAM, 0);
-        CHECK(connect(clients[i], (struct sockaddr *)address.storage, address.length) == 0);
+        clients[i] = (int)socket(AF_INET, SOCK_STREAM, 0);
+        CHECK(peer_connect(clients[i], &address));
     }
     an_completion completion = dequeue_one(port); /* the others stay queued */
     CHECK(completion.accepted != NULL && (completion.flags & AN_MORE) != 0 && completion.address != NULL);
@@ -176,8 +176,8 @@ static void accepted_but_unclaimed_connections_are_closed_with_the_port(const ch
     an_socket_free(listener, 0);
     for (int i = 0; i < 3; i++) {
         char byte;
-        CHECK(read(clients[i], &byte, 1) <= 0); /* an end or a reset: told */
-        close(clients[i]);
+        CHECK(peer_read(clients[i], &byte, 1) <= 0); /* an end or a reset: told */
+        peer_close(clients[i]);
     }
 }
 
@@ -202,7 +202,7 @@ static void ten_thousand_operations_in_flight_are_given_back_by_close(const char
     memset(operations, 0xff, sizeof operations); /* ours again: nothing may look at them */
     an_socket_free(socket, 0);
     an_port_free(port);
-    close(peer);
+    peer_close(peer);
 }
 
 int main(void) {

@@ -97,7 +97,7 @@ static void *cancel_now_and_then(void *unused) {
         if (turn % 7 == 0)
             CHECK_OK(an_socket_cancel(end->socket, &count));
         turn++;
-        usleep(200);
+        rest_us(200);
     }
     return NULL;
 }
@@ -115,7 +115,7 @@ static void *churn(void *unused) {
         CHECK_OK(an_port_timer(world->port, &operations[i][3], i % 3 * SECOND / 1000, NULL));
         CHECK_OK(an_socket_send(peer, NULL, "abc", 3, AN_FOREVER));
         if (i % 2 == 0)
-            usleep(500);
+            rest_us(500);
         an_socket_free(socket, i % 3 == 0 ? AN_FLUSH : 0);
         an_socket_free(peer, 0);
         an_atomic_add32(&world->churned, 1);
@@ -155,7 +155,7 @@ static void everything_at_once(const char *backend, int dequeuing, uint32_t conc
     CHECK_OK(pthread_create(&churner, NULL, churn, NULL));
     int64_t until_ns = an_clock() + SECONDS * SECOND;
     while (!all_done() && an_clock() < until_ns)
-        usleep(2000);
+        rest_us(2000);
     CHECK(all_done());
     an_atomic_store32(&world->stop, 1);
     CHECK_OK(pthread_join(canceller, NULL));

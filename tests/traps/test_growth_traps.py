@@ -91,7 +91,7 @@ def test_completions_hold_their_socket_and_state_no_longer_than_they_live(
 MEMORY = """
     import gc, os, random, socket
     import asyncio_native as an
-    from support import drain, eventually, nothing, one, pair, pattern, pump, release_kept
+    from support import LOCAL, drain, eventually, nothing, one, pair, pattern, pump, release_kept
     from support import reset, settle
 
     MEBIBYTE = 1 << 20

@@ -1,0 +1,133 @@
+"""What Windows does to handles, and what the I/O completion port makes of it."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Any
+
+import asyncio_native as an
+import pytest
+from support import keep, nothing, one, pair, read_exactly, reset, settle, stdlib_pair
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "win32", reason="Windows' handles and completion ports"
+)
+
+
+def bind_to_another_port(sock: socket.socket) -> Any:
+    """Binds the socket's handle to a completion port that is not ours, and returns that."""
+    overlapped: Any = pytest.importorskip("_overlapped")
+    native = overlapped.CreateIoCompletionPort(overlapped.INVALID_HANDLE_VALUE, 0, 0, 1)
+    overlapped.CreateIoCompletionPort(sock.fileno(), native, 0, 0)
+    return native
+
+
+def test_a_handle_bound_to_another_completion_port_is_refused_clearly(
+    port: an.CompletionPort,
+) -> None:
+    ours, _ = stdlib_pair()
+    bind_to_another_port(ours)
+    with an.AsyncSocket.adopt(ours) as sock:
+        with pytest.raises(ValueError, match="another completion port"):
+            port.associate(sock)
+        assert sock.port is None
+        nothing(port)
+
+
+def test_one_of_two_pending_receives_can_be_cancelled(port: an.CompletionPort) -> None:
+    sock, peer = pair(port)
+    first, second = sock.recv(), sock.recv()
+    settle(port)
+    assert second.cancel()
+    assert one(port).operation is second
+    peer.sendall(b"for the first")
+    completion = one(port)
+    assert completion.operation is first
+    assert completion.data == b"for the first"
+
+
+def test_a_buffer_may_go_as_soon_as_its_cancelled_operation_was_dequeued(
+    port: an.CompletionPort,
+) -> None:
+    """The kernel never has the user's memory: the buffer can be resized, the data is not in it."""
+    sock, peer = pair(port)
+    buffer = bytearray(100)
+    operation = sock.recv_into(buffer)
+    settle(port)
+    assert operation.cancel()
+    one(port)
+    buffer.extend(bytes(1 << 20))
+    peer.sendall(b"late")
+    assert one_receive(port, sock) == b"late"
+    assert not any(buffer)
+
+
+def one_receive(port: an.CompletionPort, sock: an.AsyncSocket) -> bytes:
+    sock.recv()
+    data: bytes = one(port).data
+    return data
+
+
+def test_accepting_goes_on_after_clients_that_died_while_it_waited(
+    port: an.CompletionPort,
+) -> None:
+    """AcceptEx completes with an error, or with a connection that is dead (CPython #93821)."""
+    with an.AsyncSocket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port.associate(listener)
+        accept = listener.accept(multishot=True)
+        for _ in range(30):
+            port.dequeue(0)
+            reset(socket.create_connection(listener.getsockname()))
+        live = keep(socket.create_connection(listener.getsockname()))
+        while True:
+            accepted, address = one(port).result()
+            if address == live.getsockname():
+                break
+            accepted.close()
+        assert accept.pending
+        with accepted:
+            port.associate(accepted)
+            accepted.send(b"hello", quiet=True)
+            assert read_exactly(live, 5) == b"hello"
+
+
+def test_a_closed_port_of_others_does_not_poison_the_receives_of_a_datagram_socket(
+    port: an.CompletionPort,
+) -> None:
+    """SIO_UDP_CONNRESET is off: the refusal of one peer is no business of the others."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        nobody = probe.getsockname()
+    with an.AsyncSocket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port.associate(sock)
+        receive = sock.recvfrom(multishot=True)
+        for _ in range(5):
+            sock.sendto(b"is anybody there", nobody, quiet=True)
+            nothing(port)
+        peer = keep(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        peer.sendto(b"yes", sock.getsockname())
+        completion = one(port)
+        assert completion.operation is receive
+        assert completion.data == b"yes"
+
+
+def test_what_was_handed_over_arrives_although_the_socket_is_closed_at_once(
+    port: an.CompletionPort,
+) -> None:
+    """A piece that the kernel has is not cancelled by closing: the peer gets all that counts."""
+    sock, peer = pair(port, small=True)
+    operation = sock.send(bytes(8 << 20))
+    settle(port)
+    assert operation.cancel()
+    transferred = one(port).transferred
+    assert 0 < transferred < 8 << 20
+    sock.close()
+    got = 0
+    while piece := peer.recv(65536):
+        got += len(piece)
+        port.dequeue(0)
+    assert got == transferred
