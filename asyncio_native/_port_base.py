@@ -157,6 +157,6 @@ def associate_error(sock: Any, error: int) -> Exception:
     """What to raise when associating that socket was refused with that number."""
     if error == lib.AN_EPORTCLOSED:
         return port_closed()
-    if error == lib.AN_EINVAL and sock._port is not None:
-        return ValueError("the socket is associated with another port")
+    if error == lib.AN_EINVAL:
+        return ValueError("the socket belongs to another completion port")
     return socket_closed() if error == lib.AN_EBADF else system_error(error)

@@ -1,4 +1,4 @@
-"""The commands on Windows, each in a process of its own; where there are POSIX signals, test_cli_*.py say more."""
+"""The commands on Windows, each in a process of its own; see test_cli_*.py for more of each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 /* asyncio_native.h - the public C interface of asyncio-native: a completion port on every system.
  *
  * Start an operation on a socket, later dequeue its completion from the port, on a thread of your choice. There are no
- * callbacks. The same code runs on epoll, io_uring, kqueue and poll; an_backends tells which of them work here.
+ * callbacks. The same code runs on epoll, io_uring, kqueue, poll and Windows' IOCP; an_backends tells which of them work
+ * here.
  *
  * Conventions, for every function unless its comment says otherwise:
  *   - It returns 0, or a positive system error number (errno on POSIX, WSA codes on Windows). Nothing is in flight and
