@@ -382,6 +382,10 @@ static bool begin_connect(an_socket *socket, struct request *request, struct ope
     static const GUID name = WSAID_CONNECTEX;
     LPFN_CONNECTEX connect_overlapped;
     const an_address *address = operation->to.address;
+    if (!an_os_is_internet(socket->family)) { /* under way by connect, of which nothing tells: looked at by a timer */
+        an_perform_retry_transmit(socket);
+        return false;
+    }
     int error = find_function(socket, name, &connect_overlapped, sizeof connect_overlapped);
     if (error == 0)
         error = bind_anywhere(socket);

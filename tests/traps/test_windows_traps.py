@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import socket
 import sys
+import threading
+import time
 from typing import Any
 
 import asyncio_native as an
@@ -131,3 +134,12 @@ def test_what_was_handed_over_arrives_although_the_socket_is_closed_at_once(
         got += len(piece)
         port.dequeue(0)
     assert got == transferred
+
+
+def test_ctrl_c_ends_a_wait_for_ever(port: an.CompletionPort) -> None:
+    """The handler of Ctrl-C runs in a thread of the system; the wait must let Python see it."""
+    threading.Timer(0.1, _thread.interrupt_main).start()
+    began = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        port.dequeue()
+    assert time.perf_counter() - began < 1
