@@ -74,21 +74,23 @@ struct an_overlapped {
     struct request receive;
     struct request transmit;
     struct acceptance *acceptance;
-    char *piece;               /* what is being sent */
-    an_descriptor file;        /* likewise, of an operation that has ended; else -1 */
-    an_descriptor lingering;   /* of a closed socket, until its last piece went out; else -1 */
-    int64_t lingers_until_ns;  /* backend.lock */
-    an_socket *lingering_next; /* backend.lock */
-    int32_t error;             /* came instead of data or a connection, not told yet */
-    bool skips_done;           /* a request that is done at once makes no packet */
+    char *piece;                   /* what is being sent */
+    an_descriptor file;            /* likewise, of an operation that has ended; else -1 */
+    an_descriptor lingering;       /* of a closed socket, until its last piece went out; else -1 */
+    int64_t lingers_until_ns;      /* backend.lock */
+    an_socket *lingering_next;     /* backend.lock */
+    an_socket *lingering_previous; /* backend.lock */
+    int32_t error;                 /* came instead of data or a connection, not told yet */
+    bool skips_done;               /* a request that is done at once makes no packet */
 };
 
 struct an_backend {
     an_port *port;
     HANDLE native;
-    uint32_t outstanding; /* atomic: requests pending */
-    struct an_mutex lock; /* after a socket's */
-    an_socket *lingering; /* lock: closed sockets whose last piece is on its way; the request holds them */
+    uint32_t outstanding;  /* atomic: requests pending */
+    struct an_mutex lock;  /* after a socket's */
+    an_socket *lingering;  /* lock: closed sockets whose last piece is on its way; the request holds them */
+    int64_t linger_due_ns; /* lock: none of them ends its lingering before */
     OVERLAPPED_ENTRY entries[ENTRIES];
 };
 
@@ -101,9 +103,6 @@ static void begin(an_socket *socket, struct request *request) {
     memset(&request->overlapped, 0, sizeof request->overlapped);
     request->socket = socket;
     request->pending = true;
-    request->withdrawn = false;
-    request->handed = request->file = false;
-    request->bytes = 0;
     an_socket_hold(socket);
     an_atomic_add32(&socket->port->backend->outstanding, 1);
 }
@@ -441,6 +440,8 @@ static void await_transmit(an_socket *socket) {
     struct outcome outcome = {0};
     if (request->pending || socket->transmit.retry_ns != AN_NEVER)
         return;
+    request->withdrawn = request->handed = request->file = false; /* what the last one was */
+    request->bytes = 0;
     if (!begin_transmit(socket, request, &outcome))
         return;
     transmitting_ended(socket, request, outcome);
@@ -449,13 +450,28 @@ static void await_transmit(an_socket *socket) {
 
 /* ---- lingering ------------------------------------------------------------------------------------------------------------------ */
 
-static void stop_lingering(struct an_backend *backend, an_socket *socket) {
-    an_socket **link = &backend->lingering;
+static void start_lingering(struct an_backend *backend, an_socket *socket) {
+    struct an_overlapped *overlapped = socket->overlapped;
     an_mutex_lock(&backend->lock);
-    while (*link != NULL && *link != socket)
-        link = &(*link)->overlapped->lingering_next;
-    if (*link != NULL)
-        *link = socket->overlapped->lingering_next;
+    overlapped->lingering_previous = NULL;
+    overlapped->lingering_next = backend->lingering;
+    if (backend->lingering != NULL)
+        backend->lingering->overlapped->lingering_previous = socket;
+    if (overlapped->lingers_until_ns < backend->linger_due_ns)
+        backend->linger_due_ns = overlapped->lingers_until_ns;
+    backend->lingering = socket;
+    an_mutex_unlock(&backend->lock);
+}
+
+static void stop_lingering(struct an_backend *backend, an_socket *socket) {
+    an_mutex_lock(&backend->lock);
+    an_socket *next = socket->overlapped->lingering_next, *previous = socket->overlapped->lingering_previous;
+    if (next != NULL)
+        next->overlapped->lingering_previous = previous;
+    if (previous != NULL)
+        previous->overlapped->lingering_next = next;
+    else
+        backend->lingering = next;
     an_mutex_unlock(&backend->lock);
 }
 
@@ -473,18 +489,16 @@ static void linger(struct an_backend *backend, an_socket *socket) {
     shutdown(native(socket), SD_SEND);
     overlapped->lingering = socket->descriptor;
     overlapped->lingers_until_ns = an_clock() + longest_ns;
-    an_mutex_lock(&backend->lock);
-    overlapped->lingering_next = backend->lingering;
-    backend->lingering = socket;
-    an_mutex_unlock(&backend->lock);
+    start_lingering(backend, socket);
     PostQueuedCompletionStatus(backend->native, 0, KEY_WAKE, NULL);
 }
 
 /* Ends the lingering of those whose time has come: their packets follow. Returns when the next one's does. */
 static int64_t end_lingering(struct an_backend *backend, int64_t now_ns) {
-    int64_t next_ns = AN_NEVER;
     an_mutex_lock(&backend->lock);
-    for (an_socket *socket = backend->lingering; socket != NULL; socket = socket->overlapped->lingering_next) {
+    bool due = backend->linger_due_ns <= now_ns;
+    int64_t next_ns = due ? AN_NEVER : backend->linger_due_ns;
+    for (an_socket *socket = due ? backend->lingering : NULL; socket != NULL;) {
         struct an_overlapped *overlapped = socket->overlapped;
         if (overlapped->lingers_until_ns <= now_ns) {
             overlapped->lingers_until_ns = AN_NEVER;
@@ -492,7 +506,9 @@ static int64_t end_lingering(struct an_backend *backend, int64_t now_ns) {
         } else if (overlapped->lingers_until_ns < next_ns) {
             next_ns = overlapped->lingers_until_ns;
         }
+        socket = overlapped->lingering_next;
     }
+    backend->linger_due_ns = next_ns;
     an_mutex_unlock(&backend->lock);
     return next_ns;
 }
@@ -508,6 +524,7 @@ static void clear_away(an_socket *socket, struct request *request) {
     if (overlapped->lingering == -1)
         return;
     stop_lingering(socket->port->backend, socket);
+    an_os_end_politely(overlapped->lingering); /* what came meanwhile must not reset the connection */
     an_os_close(overlapped->lingering);
     overlapped->lingering = -1;
 }
@@ -572,6 +589,7 @@ static int iocp_open(struct an_backend **opened, an_port *port, const void *deta
         return AN_ENOMEM;
     backend->port = port;
     an_mutex_init(&backend->lock);
+    backend->linger_due_ns = AN_NEVER;
     backend->native = CreateIoCompletionPort(INVALID_HANDLE_VALUE, NULL, 0, 0);
     if (backend->native == NULL) {
         int error = (int)GetLastError();
