@@ -1,10 +1,11 @@
 /* echo_native.c - a TCP echo server on the C interface of asyncio-native: what the library costs a C program.
  *
- *     echo_native [backend=auto] [concurrency=1] [style=quiet|plain] [deadline_s=0] [max_bytes=262144] [port=0]
+ *     echo_native [backend=auto] [concurrency=1] [style=quiet|plain] [deadline_s=0] [max_bytes=262144]
+ *                 [port=0] [messages=0]
  *
  * quiet: one multishot receive a connection and quiet sends. plain: an operation and a completion for everything; a
  * received block is given back when its send has completed. deadline_s: a receive that long without data ends the
- * connection.
+ * connection. With messages=N it ends by itself after so many, for instruments that hold signals back.
  */
 #include "server.h"
 
@@ -98,11 +99,12 @@ static void serve(an_completion *completion) {
 
 int main(int count, char **arguments) {
     (void)count;
-    check_options(arguments,
-                  (const char *const[]){"backend", "concurrency", "style", "deadline_s", "max_bytes", "port", NULL});
+    check_options(arguments, (const char *const[]){"backend", "concurrency", "style", "deadline_s", "max_bytes", "port",
+                                                   "messages", NULL});
     an_port_options options = {.backend = option(arguments, "backend", "auto"),
                                .concurrency = number(arguments, "concurrency", 1),
                                .flags = AN_PORT_INTERRUPTIBLE};
+    uint64_t limit = number(arguments, "messages", 0);
     an_socket *listener;
     an_operation accepting;
     an_completion batch[BATCH];
@@ -114,7 +116,7 @@ int main(int count, char **arguments) {
     check("an_socket_adopt", an_socket_adopt(&listener, listen_on_loopback(arguments)));
     check("an_port_associate", an_port_associate(port, listener, NULL));
     check("an_socket_accept", an_socket_accept(listener, &accepting, AN_MULTISHOT, AN_FOREVER));
-    while (!stopping) {
+    while (!stopping && (limit == 0 || messages < limit)) {
         size_t found = 0;
         int error = an_port_dequeue(port, batch, BATCH, AN_FOREVER, &found);
         if (error != AN_EINTR)
