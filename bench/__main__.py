@@ -101,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     rounds = 1 if options.quick else options.rounds
     output = options.output or (None if options.quick else file_name())
+    report.commit()  # what is measured, not what is there at the end
     print("building ...", file=sys.stderr, flush=True)
     try:
         build.build_programs(options.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -165,8 +166,9 @@ def goals_table(results: Results) -> str:
     return f"### Goals\n\n{markdown(header, rows)}\n" if rows else ""
 
 
+@functools.cache
 def commit() -> str:
-    """The commit of this checkout; with a plus when something was changed since."""
+    """The commit of this checkout when first asked; with a plus when something was changed since."""
     asked = subprocess.run(
         ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
         cwd=ROOT,
