@@ -168,7 +168,7 @@ def goals_table(results: Results) -> str:
 
 @functools.cache
 def commit() -> str:
-    """The commit of this checkout when first asked; with a plus when something was changed since."""
+    """The commit of this checkout when first asked; with a plus when it was changed since."""
     asked = subprocess.run(
         ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
         cwd=ROOT,
