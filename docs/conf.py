@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
@@ -24,7 +25,7 @@ release = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "hawkmoth"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
-suppress_warnings: list[str] = []
+smartquotes = False  # what is quoted is a value more often than a phrase
 
 html_theme = "furo"
 html_title = f"{project} {release}"
@@ -115,7 +116,7 @@ def docstring_fields(
     made: list[str] = []
     for text in paragraphs(lines):
         told_of = text[0].partition(": ")[0]
-        if told_of in annotations and told_of not in parameters:
+        if told_of in annotations:
             made += fields_of_attributes(thing, text)
         elif of_parameter.search("\n".join(text)):
             made += fields_of_parameters(parameters, text)
@@ -134,9 +135,27 @@ def write_header_sections(_app: Any) -> None:
     header.write_sections(HEADER, HEADER_SECTIONS)
 
 
+def read_sources(_app: Any) -> None:
+    """Lets Sphinx find our classes' sources, for the order of members and their docstrings.
+
+    It looks for them in the module that they say they are of, which is the package.
+    """
+    analyzer = importlib.import_module("sphinx.pycode").ModuleAnalyzer
+    package = analyzer.for_module("asyncio_native")
+    package.analyze()
+    for name, module in sorted(sys.modules.items()):
+        written = str(getattr(module, "__file__", "")).endswith(".py")  # else compiled
+        if written and name.startswith("asyncio_native."):
+            part = analyzer.for_module(name)
+            part.analyze()
+            package.attr_docs.update(part.attr_docs)
+            package.tagorder.update(part.tagorder)
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Connects the above."""
     app.connect("builder-inited", write_header_sections)
+    app.connect("builder-inited", read_sources)
     app.connect("autodoc-process-docstring", docstring_fields)
     app.connect("missing-reference", literal_unless_a_name)
     return {"parallel_read_safe": True}
