@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 import sys
 import tomllib
@@ -14,6 +15,9 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 HEADER = ROOT / "csrc" / "include" / "asyncio_native.h"
 HEADER_SECTIONS = DOCS / "_build" / "header"
+
+# The binding whose classes are written in Python, with signatures and types; the other has the same.
+os.environ["ASYNCIO_NATIVE_BINDING"] = "cffi"
 
 sys.path.insert(0, str(DOCS))
 import header  # noqa: E402
@@ -37,6 +41,7 @@ pygments_style = "friendly"
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {"Address": "Address"}
 python_use_unqualified_type_names = True
 # Docstrings have names and values between single backticks; see `literal_unless_a_name`.
 default_role = "py:obj"
@@ -50,7 +55,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(Any|Self|Buffer|Iterable|Mapping|Literal|Protocol)"),
     ("py:.*", r"(bool|bytes|float|int|list|str|tuple|object|None|socket|PathLike|IntEnum|OSError)"),
     ("py:.*", r"(collections|enum|os|socket|stdlib|types|typing)\..*"),
-    ("py:.*", r"asyncio_native\._socket\.HasFileno"),
+    # What the page on Python says in words.
+    ("py:.*", r"Address|asyncio_native\._\w+\.HasFileno"),
     ("c:identifier", r"(u?int\d+_t|size_t|intptr_t|sockaddr)"),
 ]
 
@@ -141,15 +147,25 @@ def read_sources(_app: Any) -> None:
     It looks for them in the module that they say they are of, which is the package.
     """
     analyzer = importlib.import_module("sphinx.pycode").ModuleAnalyzer
+    module = importlib.import_module("asyncio_native")
     package = analyzer.for_module("asyncio_native")
     package.analyze()
-    for name, module in sorted(sys.modules.items()):
-        written = str(getattr(module, "__file__", "")).endswith(".py")  # else compiled
-        if written and name.startswith("asyncio_native."):
-            part = analyzer.for_module(name)
+    for public in filter(inspect.isclass, vars(module).values()):
+        for offset, written in enumerate(public.__mro__):
+            functions = filter(inspect.isfunction, vars(written).values())
+            source = next((function.__module__ for function in functions), "")
+            if not source.startswith("asyncio_native."):
+                continue
+            part = analyzer.for_module(source)
             part.analyze()
-            package.attr_docs.update(part.attr_docs)
-            package.tagorder.update(part.tagorder)
+            for name, place in part.tagorder.items():
+                owner, _, member = name.partition(".")
+                if owner == written.__name__:
+                    inherited = f"{public.__name__}.{member}"
+                    package.tagorder.setdefault(inherited, place + offset * 1000)
+            for (owner, member), docs in part.attr_docs.items():
+                if owner == written.__name__:
+                    package.attr_docs.setdefault((public.__name__, member), docs)
 
 
 def setup(app: Any) -> dict[str, bool]:
