@@ -16,7 +16,7 @@ ROOT = DOCS.parent
 HEADER = ROOT / "csrc" / "include" / "asyncio_native.h"
 HEADER_SECTIONS = DOCS / "_build" / "header"
 
-# The binding whose classes are written in Python, with signatures and types; the other has the same.
+# The binding whose classes are in Python, with signatures and types. The other has the same.
 os.environ["ASYNCIO_NATIVE_BINDING"] = "cffi"
 
 sys.path.insert(0, str(DOCS))
