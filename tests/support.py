@@ -247,10 +247,10 @@ def dial(address: Any, *, receive_buffer: int | None = None) -> socket.socket:
 
 
 def refusing_address(family: str = "ipv4") -> Any:
-    """An address where nobody listens (it was free a moment ago)."""
-    with socket.socket(family_number(family), socket.SOCK_STREAM) as probe:
-        probe.bind(any_address(family))
-        return probe.getsockname()
+    """An address where nobody listens; it is taken, so that no other socket comes to have it."""
+    probe = keep(socket.socket(family_number(family), socket.SOCK_STREAM))
+    probe.bind(any_address(family))
+    return probe.getsockname()
 
 
 def stdlib_pair(

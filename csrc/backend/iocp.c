@@ -411,8 +411,13 @@ static void transmitting_ended(an_socket *socket, struct request *request, struc
     free_piece(socket->overlapped);
     socket->transmit.ready = true;
     bool lost = request->handed && an_os_is_datagram(socket->type); /* as datagrams may be */
+    bool torn = request->handed && !lost && outcome.error != 0;
+    if (torn)
+        socket->broken = true; /* what counted as gone has not gone */
     if (request->withdrawn || lost || operation == NULL)
         return;
+    if (torn && outcome.error == WSA_OPERATION_ABORTED)
+        outcome.error = AN_EPIPE;
     if (operation->record.kind == AN_CONNECT)
         connect_ended(socket, operation, outcome.error);
     else if (request->file && outcome.error == 0)
@@ -546,6 +551,9 @@ static void work_on(const OVERLAPPED_ENTRY *entry) {
     an_socket *socket = request->socket;
     an_socket_hold(socket);
     an_mutex_lock(&socket->lock);
+    /* Windows has written the same here. Wine has not, if the thread that began the request has ended. */
+    request->overlapped.Internal = entry->Internal;
+    request->overlapped.InternalHigh = entry->dwNumberOfBytesTransferred;
     end(socket, request);
     if (socket->state == SOCKET_CLOSED)
         clear_away(socket, request);
@@ -564,9 +572,9 @@ static void work_on_all(struct an_backend *backend, ULONG count) {
     }
 }
 
-static void work_on_ready(an_socket *first) {
-    an_socket *next;
-    for (an_socket *socket = first; socket != NULL; socket = next) {
+static void work_on_ready(an_port *port, an_socket *first) {
+    an_socket *socket, *next;
+    for (socket = first; socket != NULL && port->pass_bytes < AN_PASS_BYTES; socket = next) {
         next = socket->pass_next;
         an_mutex_lock(&socket->lock);
         if (socket->receive.starved)
@@ -578,6 +586,8 @@ static void work_on_ready(an_socket *first) {
         an_mutex_unlock(&socket->lock);
         an_socket_drop(socket);
     }
+    if (socket != NULL)
+        an_port_return_ready(port, socket);
 }
 
 /* ---- the interface, in the header's order ---------------------------------------------------------------------------------------- */
@@ -730,8 +740,8 @@ static int iocp_wait(struct an_backend *backend, int64_t until_ns) {
     an_socket *expired = an_port_begin_pass(port, woken);
     an_socket *ready = an_port_take_ready(port);
     an_mutex_unlock(&port->lock);
+    work_on_ready(port, ready); /* first: they have waited longer, and there is an end to what a pass receives */
     work_on_all(backend, count);
-    work_on_ready(ready);
     an_socket_expire_all(expired);
     return error;
 }

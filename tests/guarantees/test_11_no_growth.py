@@ -21,6 +21,10 @@ from support import (
     settle,
 )
 
+linux_only = pytest.mark.skipif(
+    sys.platform != "linux", reason="reads the process's memory from /proc"
+)
+
 MEBIBYTE = 1 << 20
 
 GROWTH = """
@@ -77,6 +81,7 @@ ABANDONED = """client = dial(address)
         drain(port, 4)"""
 
 
+@linux_only
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("served", 20_000), ("abandoned", 3_000)])
 def test_connections_do_not_grow_memory(backend: str, name: str, count: int) -> None:
@@ -84,6 +89,7 @@ def test_connections_do_not_grow_memory(backend: str, name: str, count: int) -> 
     check_python(GROWTH.format(family="ipv4", life=life, count=count), backend)
 
 
+@linux_only
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "deed",
@@ -133,7 +139,7 @@ def test_operations_do_not_grow_memory(backend: str, deed: str) -> None:
     )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory from /proc")
+@linux_only
 def test_memory_of_a_slow_reader_comes_back(backend: str) -> None:
     """What was copied for quiet sends is given back once it went out."""
     check_python(
