@@ -29,7 +29,7 @@ release = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "hawkmoth"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
-smartquotes = False  # what is quoted is a value more often than a phrase
+smartquotes_action = "D"  # dashes only: what is quoted is a value more often than a phrase
 
 html_theme = "furo"
 html_title = f"{project} {release}"
