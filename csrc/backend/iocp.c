@@ -551,9 +551,10 @@ static void work_on(const OVERLAPPED_ENTRY *entry) {
     an_socket *socket = request->socket;
     an_socket_hold(socket);
     an_mutex_lock(&socket->lock);
-    /* Windows has written the same here. Wine has not, if the thread that began the request has ended. */
-    request->overlapped.Internal = entry->Internal;
-    request->overlapped.InternalHigh = entry->dwNumberOfBytesTransferred;
+    if (!HasOverlappedIoCompleted(&request->overlapped)) { /* Wine, if the thread that began the request has ended */
+        request->overlapped.Internal = entry->Internal;
+        request->overlapped.InternalHigh = entry->dwNumberOfBytesTransferred;
+    }
     end(socket, request);
     if (socket->state == SOCKET_CLOSED)
         clear_away(socket, request);
