@@ -94,7 +94,7 @@ def sources() -> list[str]:
         words = line.partition("#")[0].split()
         if words and all(PLATFORMS[platform] for platform in words[:-1]):
             paths.append(words[-1])
-    if sys.implementation.name == "cpython":
+    if sys.implementation.name == "cpython" and sys.platform != "win32":
         hot = (ROOT / "csrc" / "python").glob("*.c")
         paths += sorted(path.relative_to(ROOT).as_posix() for path in hot)
     return [*paths, "tests/kqueue/kqueue.c"] if KQUEUE == "stand-in" else paths
