@@ -2,8 +2,8 @@
 
 - `backend`: the name of each available backend, one test run each. The environment variable
   ASYNCIO_NATIVE_TEST_BACKENDS=epoll,poll restricts it, and fails if one of these does not work.
-  `@pytest.mark.backends("io_uring")` leaves to a test those that it speaks of; it is skipped where
-  there is none of them.
+  `@pytest.mark.backends("io_uring")` leaves to a test those that it speaks of; it is deselected
+  where there is none of them.
 - `port`: an open `CompletionPort(backend)`. It is closed after the test, and nothing may then be
   in flight. ASYNCIO_NATIVE_TEST_CONCURRENCY=1 opens it with that promise, for
   `-m "not dequeuing_threads"`: the mark is on tests in which a second thread dequeues from it.
@@ -74,7 +74,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", line)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    names = set(usable_backends())
+    markers = [(item, item.get_closest_marker("backends")) for item in items]
+    elsewhere = [item for item, marker in markers if marker and names.isdisjoint(marker.args)]
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item, marker in markers if not marker or not names.isdisjoint(marker.args)]
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_SECONDS))

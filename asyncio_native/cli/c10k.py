@@ -284,8 +284,11 @@ class Child:
             self.connection.send(order)
 
     def wait(self, timeout: float) -> None:
-        """Waits until it has ended, at most so long."""
-        multiprocessing.connection.wait([self._process.sentinel], timeout)
+        """Waits until it has ended, at most so long.
+
+        Its sentinel alone would not do: a dying process closes it before its status is there.
+        """
+        self._process.join(timeout)
 
     def fate(self) -> str:
         """How it ended, in words; it is ended if it has not."""
