@@ -32,7 +32,14 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support import LOCAL, PATIENCE, open_descriptors, refusing_address, stdlib_pair
+from support import (
+    LOCAL,
+    PATIENCE,
+    open_descriptors,
+    refusing_address,
+    release_kept,
+    stdlib_pair,
+)
 
 #: Sizes around what matters: one byte, a page, the default of `recv`, more than small buffers hold.
 SIZES = st.sampled_from([1, 2, 100, 4095, 4096, 16384, 65535, 65536, 65537, 300_000])
@@ -615,6 +622,7 @@ class PortMachine(RuleBasedStateMachine):
                 assert link.explains(whole=False)
         finally:
             self.port.close()
+            release_kept()
             for sock in self.connecting.values():
                 sock.close()
             for link in self.links:
