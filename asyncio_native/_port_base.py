@@ -1,6 +1,7 @@
 """What completion ports have in common, whichever binding serves: all that is not hot.
 
-It is Python over cffi. A class beside it brings the rest.
+It is Python over cffi. A class beside it brings the rest: what raises `NotImplementedError` here is
+abstract, and stands before or over this class in both bindings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What sockets have in common, whichever binding starts their operations: all that is not hot.
 
 It is Python over cffi. A class beside it brings the operations, and the four attributes that this
-one lives on.
+one lives on. What raises `NotImplementedError` here is abstract, and each binding has it.
 """
 
 from __future__ import annotations
