@@ -1,7 +1,7 @@
 """Builds the C core and its binding into one extension module; see asyncio_native/_build.py.
 
 The wheel is for the stable ABI of CPython 3.11 and later (tag cp311-abi3). A free-threaded
-interpreter has no stable ABI, there the wheel is for that interpreter alone.
+interpreter has no stable ABI before 3.15: there the wheel is for it alone (tag cp314-cp314t).
 """
 
 import shutil

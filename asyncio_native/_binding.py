@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 
 def _free_threaded() -> bool:
-    """Whether threads run Python side by side: the C binding counts on the interpreter lock."""
-    enabled = getattr(sys, "_is_gil_enabled", None)
-    return enabled is not None and not enabled()
+    """Whether it is a build whose threads run Python side by side, which has no C binding.
+
+    That counts on the interpreter lock. PYTHON_GIL=1 brings the lock back there, not the binding.
+    """
+    return "t" in getattr(sys, "abiflags", "")
 
 
 def _choose() -> str:

@@ -1,9 +1,9 @@
 """Builds `asyncio_native._native`: cffi in API mode over the public C header.
 
 The declarations are the part of csrc/include/asyncio_native.h between its two marker comments, so
-they are written once. The C core is compiled into the same extension, and on CPython a second
-module, `_fast`, with the hot paths in C: so both use the one core, which exports nothing. It runs
-at build time, from the project's root, and is not imported by the package.
+they are written once. The C core is compiled into the same extension, and on CPython with its lock
+a second module, `_fast`, with the hot paths in C: so both use the one core, which exports nothing.
+It runs at build time, from the project's root, and is not imported by the package.
 
 Environment, besides the usual CC, CFLAGS and LDFLAGS:
 
@@ -31,6 +31,9 @@ ROOT = Path(__file__).resolve().parent.parent
 HEADER = ROOT / "csrc" / "include" / "asyncio_native.h"
 SOURCES = ROOT / "csrc" / "sources.txt"
 
+# A free-threaded CPython has no stable ABI before 3.15. It stays so if each module that it loads
+# declares that it needs no interpreter lock: cffi's does, the other one would not be right to.
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 KQUEUE = os.environ.get("ASYNCIO_NATIVE_KQUEUE", "")
 BSD = sys.platform.startswith(("freebsd", "openbsd", "netbsd", "dragonfly"))
 MACOS = sys.platform == "darwin"
@@ -94,7 +97,8 @@ def sources() -> list[str]:
         words = line.partition("#")[0].split()
         if words and all(PLATFORMS[platform] for platform in words[:-1]):
             paths.append(words[-1])
-    if sys.implementation.name == "cpython" and sys.platform != "win32":
+    # The hot paths are guarded by the interpreter lock, which a free-threaded one has not.
+    if sys.implementation.name == "cpython" and sys.platform != "win32" and not FREE_THREADED:
         hot = (ROOT / "csrc" / "python").glob("*.c")
         paths += sorted(path.relative_to(ROOT).as_posix() for path in hot)
     return [*paths, "tests/kqueue/kqueue.c"] if KQUEUE == "stand-in" else paths
@@ -129,7 +133,7 @@ def macros() -> list[tuple[str, str | None]]:
         defined.append(("AN_HAVE_KQUEUE", "1"))
     if LIBURING:
         defined.append(("AN_HAVE_LIBURING", "1"))
-    if STABLE_ABI:
+    if not FREE_THREADED:
         defined.append(("Py_LIMITED_API", "0x030B0000"))
     return defined
 
@@ -155,9 +159,6 @@ def linker_flags() -> list[str]:
     return [*flags, "-Wl,--exclude-libs,ALL"] if LIBURING else flags
 
 
-# cffi cannot use the stable ABI on a free-threaded interpreter.
-STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
-
 ffibuilder = FFI()
 ffibuilder.cdef(declarations())
 ffibuilder.set_source(
@@ -167,7 +168,7 @@ ffibuilder.set_source(
     depends=[*headers(), SOURCES.relative_to(ROOT).as_posix(), "pyproject.toml"],
     include_dirs=["csrc/include", "csrc", *(["tests/kqueue"] if KQUEUE == "stand-in" else [])],
     define_macros=macros(),
-    py_limited_api=STABLE_ABI,
+    py_limited_api=not FREE_THREADED,
     extra_compile_args=[*compiler_flags(), *libkqueue("--cflags")],
     extra_link_args=[*linker_flags(), *libkqueue("--libs")],
     extra_objects=[LIBURING] if LIBURING else [],

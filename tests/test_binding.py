@@ -33,7 +33,7 @@ from support import (
     read_exactly,
 )
 
-HAS_C = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+HAS_C = sys.implementation.name == "cpython" and "t" not in getattr(sys, "abiflags", "")
 BINDINGS = ("c", "cffi") if HAS_C else ("cffi",)
 
 only_c = pytest.mark.skipif(an.binding != "c", reason="this is about the binding in C")
