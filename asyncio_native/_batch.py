@@ -20,6 +20,7 @@ port's deque of abandoned ones, from which the next call takes it up before it d
 from __future__ import annotations
 
 import struct
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -120,7 +121,7 @@ class Batch:
         # Operations that others have seen the end of, by their keys.
         self.late: dict[int, Operation] = {}
         self.batches = port._batches
-        self.batches.add(self)
+        self.batches.add(weakref.ref(self, self.batches.discard))
 
     def finish(self) -> list[Completion | None]:
         """Decodes the entries that are not decoded yet, gives all back and returns `done`."""
@@ -189,17 +190,26 @@ class Batch:
             append(completion)
             if peer is not None:
                 peer._handle = ffi.cast(_SOCKET, accepted)
-            operation._buffer = None
+            if operation._held is not None:
+                operation._let_go()
             if not flags & _MORE:
                 if shared:
                     self._share(operation)
                 remove(key, None)
 
     def _share(self, operation: Operation) -> None:
-        """The operation has ended: others that have completions of it still have to find it."""
-        for batch in list(self.batches):
-            if batch is not self and batch.count[0]:
-                batch.late[operation._key] = operation
+        """The operation has ended: others that have completions of it still have to find it.
+
+        Whoever has some took them before us, under the port's lock, and its count with them.
+        """
+        for reference in self.batches.copy():
+            batch = reference()
+            if batch is None or batch is self or not batch.count[0]:
+                continue
+            batch.late[operation._key] = operation
+            if not batch.count[0]:
+                # It was done meanwhile, and may have cleared before we stored.
+                batch.late.pop(operation._key, None)
 
     def _decode_unusual(
         self, key: int, socket_key: int, transferred: int, error: int, kind: int
@@ -252,7 +262,7 @@ class Batch:
         if completion.accepted is not None and not hasattr(completion.accepted, "_handle"):
             accepted = entry[_ENTRY_FIELDS.index("accepted")]
             completion.accepted._handle = ffi.cast(_SOCKET, accepted)
-        operation._buffer = None
+        operation._let_go()
         if not completion.more:
             self._share(operation)
             self.operations.pop(operation._key, None)

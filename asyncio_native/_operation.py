@@ -17,6 +17,24 @@ _OPERATION = ffi.typeof("an_operation *")
 _INT32 = ffi.typeof("int32_t *")
 
 
+def let_go(held: Any) -> None:
+    """Gives back what an operation held: views of buffers are released, so that these may change.
+
+    By name and not with the last reference, which a free-threaded interpreter may drop only when
+    the thread that made the view runs again. Several threads may do it for one operation: an item
+    is popped by one of them.
+    """
+    if held.__class__ is not tuple:
+        return
+    views: list[Any] = held[0]
+    while views:
+        try:
+            view = views.pop()
+        except IndexError:
+            return  # another thread was faster
+        ffi.release(view)
+
+
 class Operation:
     """What the calls that start something return; its completion refers to it.
 
@@ -29,7 +47,7 @@ class Operation:
 
     # It owns the memory of its C operation as long as the object lives: `cancel` in another thread
     # may stand just before its call, and must not find the memory in use for something else.
-    __slots__ = ("_buffer", "_handle", "_key", "_port", "_value", "kind", "socket")
+    __slots__ = ("_handle", "_held", "_key", "_port", "_value", "kind", "socket")
 
     kind: OperationKind
     socket: AsyncSocket | Any
@@ -42,8 +60,9 @@ class Operation:
         self._port = port
         # What a completion without lent data has in `data`; for a post or timer its state.
         self._value = value
-        # What must live until the completion is dequeued: data, views of buffers, addresses.
-        self._buffer: Any = None
+        # What must live until the completion is dequeued: data, an address, or a pair of a list of
+        # views of buffers and what is beside them.
+        self._held: Any = None
         self._handle = handle = ffi.new(_OPERATION)
         # The port's dict of operations in flight has this as its key.
         self._key = address_of(handle)
@@ -88,6 +107,12 @@ class Operation:
             or call(self.socket._handle, self._handle)
         ):
             raise ValueError("only a multishot that is in flight can be paused and resumed")
+
+    def _let_go(self) -> None:
+        """Gives back what had to live until the completion was dequeued, see `let_go`."""
+        held = self._held
+        self._held = None
+        let_go(held)
 
     def __repr__(self) -> str:
         pending = "pending" if self.pending else "done"

@@ -78,7 +78,8 @@ class CompletionPort(PortBase):
         # Batches whose call ended by an exception, see _batch.
         self._abandoned: deque[Batch | Remainder] = deque()
         # Those of all threads: who decodes the end of an operation tells the others.
-        self._batches: weakref.WeakSet[Batch] = weakref.WeakSet()
+        # A plain set and not a WeakSet: that may not be read while another thread adds to it.
+        self._batches: set[weakref.ref[Batch]] = set()
         self._local = _ThreadLocal()
         # Python runs signal handlers in this thread only.
         self._main_thread = threading.main_thread().ident
@@ -238,10 +239,11 @@ class CompletionPort(PortBase):
 
     def _let_go(self) -> None:
         """Releases what was held for the C library, which has let go of all of it."""
+        # Who closes beside us finds the same dict until all is given back: closed means that.
+        for operation in list(self._operations.values()):
+            operation._let_go()
         # A thread that has just dequeued still decodes with the dict that its batch refers to.
-        operations, self._operations = self._operations, {}
-        for operation in list(operations.values()):
-            operation._buffer = None
+        self._operations = {}
         self._flushes.clear()
         self._lingering.clear()
         while True:

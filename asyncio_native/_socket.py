@@ -23,7 +23,7 @@ from ._constants import (
 )
 from ._memory import address_of
 from ._native import ffi, lib
-from ._operation import Operation
+from ._operation import Operation, let_go
 from ._socket_base import HasFileno, SocketBase, file_descriptor
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class AsyncSocket(SocketBase):
         wait_ns = timeout_ns(timeout)
         target = encode(self._family, address)
         operation = self._operation(CONNECT)
-        operation._buffer = target
+        operation._held = target
         operation._port._operations[operation._key] = operation
         error = lib.an_socket_connect(self._handle, operation._handle, target, wait_ns)
         if error:
@@ -157,14 +157,14 @@ class AsyncSocket(SocketBase):
         """
         wait_ns = timeout_ns(timeout)
         view = writable(buffer)
-        operation = self._operation(RECV, None, view)
+        operation = self._operation(RECV, None, ([view], None))
         length = len(view)
         operation._port._operations[operation._key] = operation
         error = lib.an_socket_recv(
             self._handle, operation._handle, view, length, 0, UINT64_MAX, wait_ns
         )
         if error:
-            raise self._failed(operation, error, view)
+            raise self._failed(operation, error)
         return operation
 
     def recvfrom(
@@ -194,12 +194,12 @@ class AsyncSocket(SocketBase):
         """
         wait_ns = timeout_ns(timeout)
         view = writable(buffer)
-        operation = self._operation(RECVFROM, None, view)
+        operation = self._operation(RECVFROM, None, ([view], None))
         length = len(view)
         operation._port._operations[operation._key] = operation
         error = lib.an_socket_recvfrom(self._handle, operation._handle, view, length, 0, wait_ns)
         if error:
-            raise self._failed(operation, error, view)
+            raise self._failed(operation, error)
         return operation
 
     @overload
@@ -244,12 +244,12 @@ class AsyncSocket(SocketBase):
             return None
         # bytes cannot change, so that holding them is enough.
         source: Any = data if type(data) is bytes else readable(data)
-        operation = self._operation(SEND, None, source)
+        operation = self._operation(SEND, None, data if source is data else ([source], None))
         length = len(source)
         operation._port._operations[operation._key] = operation
         error = _send(self._handle, operation._handle, source, length, wait_ns)
         if error:
-            raise self._failed(operation, error, source)
+            raise self._failed(operation, error)
         return operation
 
     @overload
@@ -296,12 +296,12 @@ class AsyncSocket(SocketBase):
             for view in views:
                 ffi.release(view)
             raise
-        operation._buffer = (pieces, views)
         count = len(views)
+        operation._held = (views, pieces)
         operation._port._operations[operation._key] = operation
         error = lib.an_socket_sendv(self._handle, operation._handle, pieces, count, wait_ns)
         if error:
-            raise self._failed(operation, error, *views)
+            raise self._failed(operation, error)
         return operation
 
     @overload
@@ -345,15 +345,15 @@ class AsyncSocket(SocketBase):
             if error:
                 raise self._refusal(error)
             return None
-        operation = self._operation(SENDTO, None, source)
-        operation._buffer = (source, target)
+        held = ([] if source is data else [source], (source, target))
+        operation = self._operation(SENDTO, None, held)
         length = len(source)
         operation._port._operations[operation._key] = operation
         error = lib.an_socket_sendto(
             self._handle, operation._handle, source, length, target, wait_ns
         )
         if error:
-            raise self._failed(operation, error, source)
+            raise self._failed(operation, error)
         return operation
 
     def sendfile(
@@ -421,21 +421,19 @@ class AsyncSocket(SocketBase):
         """
         port = self._port
         if port is None:
-            if held is not None and held.__class__ is not bytes:
-                ffi.release(held)
+            let_go(held)
             raise self._refusal(lib.AN_EINVAL)
         operation = Operation(kind, self, port, value)
-        operation._buffer = held
+        operation._held = held
         return operation
 
-    def _failed(self, operation: Operation, error: int, *held: Any) -> Exception:
-        """Takes back an operation that did not start, and returns what to raise."""
+    def _failed(self, operation: Operation, error: int) -> Exception:
+        """Takes back an operation that did not start, and returns what to raise.
+
+        The traceback of the exception keeps the caller's variables: buffers must not stay locked.
+        """
         operation._port._operations.pop(operation._key, None)
-        operation._buffer = None
-        # The traceback of the exception keeps the caller's variables: buffers must not stay locked.
-        for view in held:
-            if view.__class__ is not bytes:
-                ffi.release(view)
+        operation._let_go()
         return self._refusal(error)
 
     def _enlist(self) -> None:
