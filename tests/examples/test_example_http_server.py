@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from support import dial, eventually, pattern, read_to_end, reset
 pytestmark = pytest.mark.posix
 
 BIG = pattern(5_000_000)
+TOO_LARGE = HTTPStatus(413).phrase  # CPython 3.13 has another one
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +126,7 @@ def test_what_cannot_be_answered_is_refused(backend: str, root: Path) -> None:
         assert run([*command, example.url("/%00")]) == b"Bad Request\n 400"
         assert run([*command, "-H", "Host:", example.url("/")]) == b"Bad Request\n 400"
         big = ["--data-binary", f"@{root / 'big'}", "-H", "Expect:", example.url("/")]
-        assert run([*command, *big]) == b"Request Entity Too Large\n 413"
+        assert run([*command, *big]) == f"{TOO_LARGE}\n 413".encode()
         assert responses(nc(example, b"no HTTP at all\r\n\r\n")) == [(400, b"Bad Request\n")]
         assert responses(nc(example, b"GET / HTTP/1.1\r\nx: " + b"x" * 1_000_000))[0][0] == 413
 
@@ -136,7 +138,7 @@ def test_who_still_sends_gets_the_answer_and_no_reset(backend: str, root: Path) 
         client.sendall(
             b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n" + BIG[:300_000]
         )
-        assert responses(read_to_end(client)) == [(413, b"Request Entity Too Large\n")]
+        assert responses(read_to_end(client)) == [(413, f"{TOO_LARGE}\n".encode())]
         for _ in range(5):
             client.sendall(b"more of the body" * 1000)
         client.close()
