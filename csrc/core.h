@@ -234,6 +234,7 @@ struct an_socket {
     bool adopted;
     bool accepted;
     bool listening;
+    bool tells_length;     /* an_os_tells_length */
     bool private_listener; /* associated with no fork in between: no other process serves it */
     bool ended;            /* the end of the stream was received: nothing unread can be left */
     bool broken;           /* a send broke off in the middle: later ones fail with AN_EPIPE */

@@ -79,6 +79,8 @@ int an_os_get_option(an_descriptor descriptor, int level, int name, void *value,
 bool an_os_is_stream(int type);
 bool an_os_is_datagram(int type);
 bool an_os_is_internet(int family);
+/* Whether the system tells of a datagram that was cut how long it was, in a call that is cheaper than that for messages. */
+bool an_os_tells_length(int family, int type, int protocol);
 
 /* None of these blocks; AN_EAGAIN says "not now". */
 int an_os_accept(an_descriptor listener, an_descriptor *accepted, an_address *address);
@@ -92,9 +94,9 @@ int an_os_connect(an_descriptor descriptor, const an_address *address, bool *wai
 /* AN_EAGAIN: still under way. */
 int an_os_connect_result(an_descriptor descriptor);
 int an_os_receive(an_descriptor descriptor, void *data, size_t length, size_t *received);
-/* With address (may be NULL) and truncation of datagrams. */
-int an_os_receive_message(an_descriptor descriptor, void *data, size_t length, size_t *received, an_address *address,
-                          bool *truncated);
+/* With address (may be NULL) and truncation of datagrams. `tells_length`: what an_os_tells_length says of the socket. */
+int an_os_receive_message(an_descriptor descriptor, bool tells_length, void *data, size_t length, size_t *received,
+                          an_address *address, bool *truncated);
 int an_os_send(an_descriptor descriptor, const void *data, size_t length, size_t *sent);
 /* One message from `count` buffers (at most AN_GATHER) to address (NULL: where it is connected to). */
 int an_os_send_message(an_descriptor descriptor, const an_buffer *buffers, size_t count, const an_address *address,

@@ -220,7 +220,7 @@ static enum step step_receive(an_socket *socket, struct operation *operation) {
     void *data = lent ? an_block_data(block, addressed) : operation->at.buffer;
     size_t received = 0;
     bool truncated = false;
-    int error = datagram ? an_os_receive_message(socket->descriptor, data, size, &received,
+    int error = datagram ? an_os_receive_message(socket->descriptor, socket->tells_length, data, size, &received,
                                                  addressed ? an_block_address(block) : NULL, &truncated)
                          : an_os_receive(socket->descriptor, data, size, &received);
     if (error != 0)

@@ -37,6 +37,7 @@ an_socket *an_socket_create(an_descriptor descriptor, int family, int type, int 
     socket->family = family;
     socket->type = type;
     socket->protocol = protocol;
+    socket->tells_length = an_os_tells_length(family, type, protocol);
     socket->fork_count = an_fork_count();
     socket->receive.retry_ns = socket->transmit.retry_ns = AN_NEVER;
     socket->transmit.ready = true;
@@ -80,6 +81,7 @@ int an_socket_adopt(an_socket **adopted, an_descriptor descriptor) {
     socket->family = family;
     socket->type = type;
     socket->protocol = protocol;
+    socket->tells_length = an_os_tells_length(family, type, protocol);
     socket->adopted = true;
     socket->listening = listening;
     *adopted = socket;

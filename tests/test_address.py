@@ -40,6 +40,26 @@ def gram(port: an.CompletionPort) -> an.AsyncSocket:
     return datagram(port)[0]
 
 
+@linux_only
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.10.99", "127.100.0.255", "127.255.255.254"])
+def test_every_part_of_a_peers_address_is_shown(port: an.CompletionPort, host: str) -> None:
+    listener, address = listening(port)
+    listener.accept()
+    sock, datagrams = datagram(port)
+    sock.recvfrom()
+    with socket.socket(type=socket.SOCK_DGRAM) as peer, socket.socket() as client:
+        peer.bind((host, 0))
+        peer.sendto(b"x", datagrams)
+        assert one(port).address == peer.getsockname()
+        client.bind((host, 0))
+        client.connect(address)
+        completion = one(port)
+        assert completion.address == client.getsockname()
+        assert completion.accepted is not None
+        assert completion.accepted.getpeername() == completion.address
+        completion.accepted.close()
+
+
 NOT_NUMERIC = ["localhost", "example.com", "127.0.0", "127.0.0.1.1", "256.0.0.1", "::1", "a b", "1"]
 
 

@@ -165,6 +165,28 @@ def test_datagrams_from_many_peers_keep_their_addresses(port: an.CompletionPort)
         assert completion.data == repr(completion.address).encode()
 
 
+def test_more_peers_than_anyone_remembers_each_get_their_own_answer(
+    port: an.CompletionPort,
+) -> None:
+    sock, address = datagram(port)
+    sock.recvfrom(multishot=True)
+    first: list[tuple[socket.socket, Any]] = []
+    for number in range(1500):
+        peer = stdlib_datagram()
+        peer.sendto(b"%d" % number, address)
+        completion = one(port)
+        assert (completion.data, completion.address) == (b"%d" % number, peer.getsockname())
+        sock.sendto(b"%d" % number, completion.address, quiet=True)
+        assert peer.recv(10) == b"%d" % number
+        if number < 50:
+            first.append((peer, completion.address))
+        else:
+            peer.close()
+    for number, (peer, shown) in enumerate(first):
+        sock.sendto(b"again %d" % number, shown, quiet=True)
+        assert peer.recv(20) == b"again %d" % number
+
+
 @pytest.mark.parametrize("multishot", [False, True])
 def test_a_datagram_over_max_bytes_is_truncated(
     port: an.CompletionPort, family: str, multishot: bool
@@ -185,6 +207,18 @@ def test_a_datagram_over_max_bytes_is_truncated(
     completion = one(port)
     assert completion.data == b"next", "the rest of the first is gone"
     assert completion.truncated is False
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_datagram_that_just_fits_is_not_truncated(
+    port: an.CompletionPort, family: str, spare: int
+) -> None:
+    sock, address = datagram(port, family)
+    peer = stdlib_datagram(family)
+    sock.recvfrom(8 + spare)
+    peer.sendto(b"datagram", address)
+    completion = one(port)
+    assert (completion.data, completion.truncated) == (b"datagram", False)
 
 
 def test_a_datagram_over_the_buffer_is_truncated(port: an.CompletionPort, family: str) -> None:

@@ -29,6 +29,14 @@ enum { SYSTEM_SO_PROTOCOL = SO_PROTOCOL };
 enum { SYSTEM_SO_PROTOCOL = -1 };
 #endif
 
+/* Given to a receive, it has a datagram's whole length returned, whatever there was room for: recv(2) on Linux. Elsewhere
+ * it is a flag of what was received only. */
+#if defined(__linux__)
+enum { SYSTEM_LENGTH_FLAG = MSG_TRUNC };
+#else
+enum { SYSTEM_LENGTH_FLAG = 0 };
+#endif
+
 /* Local addresses that begin with a zero byte are names of their own: unix(7). Elsewhere they are empty. */
 #if defined(__linux__)
 enum { SYSTEM_ABSTRACT_NAMES = 1 };

@@ -109,6 +109,13 @@ bool an_os_is_datagram(int type) { return type == SOCK_DGRAM || type == SOCK_RAW
 
 bool an_os_is_internet(int family) { return family == AF_INET || family == AF_INET6; }
 
+bool an_os_tells_length(int family, int type, int protocol) {
+    (void)family;
+    (void)type;
+    (void)protocol;
+    return false; /* nor need it: an error tells of the cut */
+}
+
 /* Winsock is started once and never ended: sockets may live until the process ends. */
 static int start_winsock(void) {
     static uint32_t started; /* two threads that meet both start it, which Winsock counts */
@@ -327,8 +334,9 @@ int an_os_receive(an_descriptor descriptor, void *data, size_t length, size_t *r
     return 0;
 }
 
-int an_os_receive_message(an_descriptor descriptor, void *data, size_t length, size_t *received, an_address *address,
-                          bool *truncated) {
+int an_os_receive_message(an_descriptor descriptor, bool tells_length, void *data, size_t length, size_t *received,
+                          an_address *address, bool *truncated) {
+    (void)tells_length;
     int from_length = sizeof address->storage;
     int count = recvfrom(native(descriptor), data, clamp(length), 0, address != NULL ? system_address(address) : NULL,
                          address != NULL ? &from_length : NULL);

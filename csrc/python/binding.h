@@ -28,8 +28,7 @@ enum {
     SLICE_NS = 200 * 1000 * 1000,  /* the main thread's longest wait: Ctrl-C has to work within 0.3 s, also when the
                                       signal came just before the wait or to another thread */
     BATCH_LEAST = 16,
-    BATCH_MOST = 4096,
-    PEERS = 256 /* datagrams' addresses kept as Python objects; a power of two */
+    BATCH_MOST = 4096
 };
 
 /* ---- module state --------------------------------------------------------------------------------------------------- */
@@ -75,11 +74,7 @@ enum helper {
     HELPERS
 };
 
-/* An address and what Python has for it. */
-struct peer {
-    PyObject *shown;
-    an_address address;
-};
+struct peers;
 
 /* The state of the module; the types' methods and each port refer to it. */
 struct binding {
@@ -94,8 +89,7 @@ struct binding {
     int inet;        /* the system's AF_INET, AF_INET6, SOCK_STREAM */
     int inet6;
     int stream;
-    struct peer *peers;   /* by the address' bytes; NULL before the first datagram */
-    struct peer *targets; /* by the identity of the Python object */
+    struct peers *peers; /* datagrams' addresses as Python objects; NULL before the first one */
 };
 
 /* ---- objects --------------------------------------------------------------------------------------------------------- */
@@ -251,8 +245,8 @@ bool fast_view_writable(const struct binding *binding, PyObject *object, Py_buff
 
 PyObject *fast_show_address(const struct binding *binding, int family, const an_address *address);
 PyObject *fast_show_peer(struct binding *binding, int family, const an_address *address);
+void fast_clear_peers(struct binding *binding);
 bool fast_read_address(const struct binding *binding, int family, PyObject *shown, an_address *address);
-void fast_clear_peers(struct peer **peers);
 
 /* ---- operations and what they hold (operation.c) -------------------------------------------------------------------------- */
 

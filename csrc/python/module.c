@@ -95,8 +95,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
 
 static int module_clear(PyObject *module) {
     struct binding *binding = PyModule_GetState(module);
-    fast_clear_peers(&binding->peers);
-    fast_clear_peers(&binding->targets);
+    fast_clear_peers(binding);
     Py_CLEAR(binding->completion_type);
     Py_CLEAR(binding->operation_type);
     Py_CLEAR(binding->socket_base);

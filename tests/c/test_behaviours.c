@@ -5,6 +5,7 @@
  */
 #include "check.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -529,6 +530,22 @@ static void the_state_is_replaced_also_on_a_closed_socket(const char *backend) {
 
 /* ---- running ----------------------------------------------------------------------------------------------------------------- */
 
+/* Each value at each place. */
+static void an_address_is_shown_as_inet_ntop_shows_it(const char *backend) {
+    (void)backend;
+    for (uint32_t number = 0; number < 4 * 256; number++) {
+        uint32_t host = htonl(0x0a640900u ^ (number % 256) << number / 256 * 8);
+        char expected[INET_ADDRSTRLEN], shown[AN_HOST_SIZE];
+        uint16_t port;
+        uint32_t flow, scope;
+        an_address address;
+        CHECK(inet_ntop(AF_INET, &host, expected, sizeof expected) != NULL);
+        CHECK_OK(an_address_ip(&address, AF_INET, expected, 60000, 0, 0));
+        CHECK_OK(an_address_format(&address, shown, &port, &flow, &scope));
+        CHECK(strcmp(shown, expected) == 0 && port == 60000);
+    }
+}
+
 struct behaviour {
     const char *title;
     void (*test)(const char *backend);
@@ -559,6 +576,7 @@ static const struct behaviour behaviours[] = {
      a_datagram_socket_that_was_shut_down_costs_no_processor},
     {"sendfile to a peer that leaves raises no signal", sendfile_to_a_peer_that_leaves_raises_no_signal},
     {"the state is replaced also on a closed socket", the_state_is_replaced_also_on_a_closed_socket},
+    {"an address is shown as inet_ntop shows it", an_address_is_shown_as_inet_ntop_shows_it},
 };
 
 static const struct behaviour *current;

@@ -414,6 +414,13 @@ bool an_os_is_datagram(int type) { return type == TYPE_DATAGRAM; }
 
 bool an_os_is_internet(int family) { return family == FAMILY_INTERNET; }
 
+bool an_os_tells_length(int family, int type, int protocol) {
+    (void)family;
+    (void)type;
+    (void)protocol;
+    return false;
+}
+
 int an_os_open(int family, int type, int protocol, an_descriptor *descriptor) {
     (void)protocol;
     return create(type == TYPE_STREAM ? ROLE_STREAM : ROLE_DATAGRAM, family, descriptor);
@@ -593,8 +600,9 @@ int an_os_receive(an_descriptor number, void *data, size_t length, size_t *recei
     return 0;
 }
 
-int an_os_receive_message(an_descriptor number, void *data, size_t length, size_t *received, an_address *address,
-                          bool *truncated) {
+int an_os_receive_message(an_descriptor number, bool tells_length, void *data, size_t length, size_t *received,
+                          an_address *address, bool *truncated) {
+    (void)tells_length;
     struct descriptor *descriptor = enter(number);
     check_may_receive(descriptor);
     if (descriptor->error != 0)
