@@ -37,7 +37,7 @@ enum record_flag {
 /* Owned by its home; linked in one list at a time: a direction (as part of an operation) or the port's queue. */
 struct an_record {
     struct an_record *next;
-    an_operation *operation; /* as the completion will show it */
+    an_operation *operation; /* as it was given, so with the caller's mark */
     an_socket *socket;       /* holds a reference; NULL for posts and timers */
     void *lent;              /* struct an_block * or NULL; for posts and timers the user's state */
     an_socket *accepted;
@@ -157,14 +157,22 @@ struct operation {
             uint32_t count;
         } piece;
     } more;
-    uint64_t flags; /* enum operation_flag */
+    uint32_t flags;      /* enum operation_flag */
+    uint32_t more_count; /* multishot: completions with AN_MORE so far */
 };
 
 _Static_assert(sizeof(struct operation) <= sizeof(an_operation), "an_operation has room for the real one");
 
-static inline an_operation *an_operation_public(struct operation *operation) { return (an_operation *)operation; }
+/* Without the caller's mark: see an_operation_marked. */
+static inline an_operation *an_operation_unmarked(an_operation *operation) {
+    return (an_operation *)((uintptr_t)operation & ~(uintptr_t)1);
+}
 
-static inline struct operation *an_operation_private(an_operation *operation) { return (struct operation *)operation; }
+static inline bool an_operation_is_marked(const an_operation *operation) { return ((uintptr_t)operation & 1) != 0; }
+
+static inline struct operation *an_operation_private(an_operation *operation) {
+    return (struct operation *)an_operation_unmarked(operation);
+}
 
 static inline struct operation *an_operation_next(struct operation *operation) {
     return (struct operation *)operation->record.next;

@@ -230,7 +230,7 @@ static bool breaks_stream(const an_socket *socket, const struct operation *opera
 /* A connect that does not revive the stream leaves it broken, which must not turn those behind it from cancelled into
  * failed. */
 static size_t cancel_revival(an_socket *socket, struct operation *connect) {
-    connect->flags &= ~(uint64_t)OPERATION_REVIVES;
+    connect->flags &= ~(uint32_t)OPERATION_REVIVES;
     size_t count = cancel_all(socket, &socket->transmit);
     socket->broken = true;
     return count;
@@ -284,7 +284,7 @@ static int set_paused(an_socket *socket, an_operation *wanted, bool paused) {
     } else if (paused) {
         operation->flags |= OPERATION_PAUSED;
     } else {
-        operation->flags &= ~(uint64_t)OPERATION_PAUSED;
+        operation->flags &= ~(uint32_t)OPERATION_PAUSED;
         if (operation->timeout_ns >= 0) { /* silence counts from here on, not from before the pause */
             operation->deadline_ns = an_deadline(an_clock(), operation->timeout_ns);
             an_socket_schedule(socket, operation->deadline_ns);
@@ -298,3 +298,7 @@ static int set_paused(an_socket *socket, an_operation *wanted, bool paused) {
 int an_operation_pause(an_socket *socket, an_operation *operation) { return set_paused(socket, operation, true); }
 
 int an_operation_resume(an_socket *socket, an_operation *operation) { return set_paused(socket, operation, false); }
+
+uint32_t an_operation_more_count(const an_operation *operation) {
+    return an_operation_private((an_operation *)(uintptr_t)operation)->more_count;
+}

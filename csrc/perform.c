@@ -65,13 +65,14 @@ static bool is_multishot(const struct operation *operation) { return (operation-
 /* One completion of a multishot that stays armed; its record lives in the block, which was taken. */
 static void queue_more(an_socket *socket, struct operation *operation, struct an_block *block,
                        struct an_record result) {
-    result.operation = an_operation_public(operation);
+    result.operation = operation->record.operation;
     result.socket = socket;
     result.lent = block;
     result.kind = operation->record.kind;
     result.flags |= RECORD_MORE;
     result.home = RECORD_IN_BLOCK;
     block->record = result;
+    operation->more_count++;
     if (operation->timeout_ns >= 0)
         operation->deadline_ns = an_deadline(an_port_now(socket->port), operation->timeout_ns);
     an_socket_hold(socket);

@@ -504,13 +504,15 @@ static bool is_last(const struct an_record *record) {
 static void show(an_completion *completion, struct an_record *record) {
     an_socket *socket = record->socket;
     bool with_address = (record->flags & RECORD_ADDRESS) != 0;
-    completion->operation = record->operation;
+    completion->operation = an_operation_unmarked(record->operation);
     completion->socket = socket;
     completion->transferred = record->transferred;
     completion->accepted = record->accepted;
     completion->error = record->error;
     completion->kind = record->kind;
     completion->flags = record->flags & (RECORD_MORE | RECORD_TRUNCATED);
+    if (an_operation_is_marked(record->operation))
+        completion->flags |= AN_MARKED;
     completion->data = NULL;
     completion->address = NULL;
     completion->reserved = NULL;
@@ -538,10 +540,8 @@ static void take_first(an_port *port, an_completion *completion) {
     show(completion, record);
     if (is_last(record))
         port->finished++;
-    if (record->home == RECORD_IN_QUIET) {
-        completion->operation = NULL;
+    if (record->home == RECORD_IN_QUIET)
         free(record); /* the first member of its operation */
-    }
 }
 
 static size_t take(an_port *port, an_completion *completions, size_t max) {

@@ -481,7 +481,6 @@ static struct operation *create_quiet(const struct operation *draft, size_t room
     operation->flags = OPERATION_QUIET | (an_operation_has_begun(draft) ? OPERATION_BEGUN : 0);
     operation->record.transferred = 0;
     operation->record.home = RECORD_IN_QUIET;
-    operation->record.operation = NULL;
     return operation;
 }
 
@@ -587,8 +586,10 @@ static int start_send(an_socket *socket, struct operation *draft) {
 
 static struct operation *prepare_send(an_socket *socket, an_operation *memory, an_operation *stack, uint8_t kind,
                                       int64_t timeout_ns) {
-    struct operation *draft = prepare(socket, memory != NULL ? memory : stack, kind, timeout_ns);
-    draft->flags = memory == NULL ? OPERATION_QUIET : 0;
+    bool quiet = an_operation_unmarked(memory) == NULL;
+    struct operation *draft = prepare(socket, quiet ? stack : memory, kind, timeout_ns);
+    draft->record.operation = memory; /* also of a quiet one: it may be marked */
+    draft->flags = quiet ? OPERATION_QUIET : 0;
     return draft;
 }
 

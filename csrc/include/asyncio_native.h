@@ -110,8 +110,9 @@ enum an_start_flag {
 
 /* Flags of a completion. */
 enum an_completion_flag {
-    AN_MORE = 1,     /* the multishot stays armed, further completions follow */
-    AN_TRUNCATED = 2 /* the datagram was longer than the buffer, its rest is lost */
+    AN_MORE = 1,      /* the multishot stays armed, further completions follow */
+    AN_TRUNCATED = 2, /* the datagram was longer than the buffer, its rest is lost */
+    AN_MARKED = 4     /* the start was given a marked pointer: see an_operation_marked */
 };
 
 /* Flags of a port. */
@@ -151,7 +152,7 @@ typedef struct an_completion {
     uint64_t transferred;      /* bytes received or handed over; a quiet failure: bytes that were lost */
     int32_t error;             /* 0 or the system's error number */
     uint16_t kind;             /* enum an_kind */
-    uint16_t flags;            /* AN_MORE, AN_TRUNCATED */
+    uint16_t flags;            /* AN_MORE, AN_TRUNCATED, AN_MARKED */
     void *reserved;            /* the library's: what an_completion_release gives back */
 } an_completion;
 
@@ -420,7 +421,20 @@ int an_operation_pause(an_socket *socket, an_operation *operation);
 /* Ends a pause. AN_EINVAL as above. */
 int an_operation_resume(an_socket *socket, an_operation *operation);
 
+/* How many completions with AN_MORE a multishot had; to be asked when its last one has been dequeued. Where several threads
+ * dequeue, one has the last completion in its hand while another has not handled an earlier one: the operation's memory may
+ * go when so many were handled. */
+uint32_t an_operation_more_count(const an_operation *operation);
+
 /* cdef: end */
+
+/* Two users of one port tell their completions apart by a mark: who starts an operation with this instead of the plain
+ * pointer gets AN_MARKED in each of its completions, whose `operation` is the plain one. NULL, marked, is a quiet send whose
+ * failure will have the mark. The mark is the lowest bit of the pointer, which is never set in one; every function takes the
+ * operation with or without it. On ports that the Python package opened, the mark is Python's. */
+static inline an_operation *an_operation_marked(an_operation *operation) {
+    return (an_operation *)((uintptr_t)operation | 1);
+}
 
 #if defined(__GNUC__)
 #pragma GCC visibility pop

@@ -1,6 +1,8 @@
 /* What only a C user sees: operations embedded in his own structures, lent data, no allocation, errors as numbers. */
 #include "check.h"
 
+#include <stdbool.h>
+
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define COUNTS_ALLOCATIONS 1
 extern void *__libc_malloc(size_t size);
@@ -155,6 +157,80 @@ static void misuse_is_a_number_and_leaves_nothing_in_flight(const char *backend)
     an_port_free(other);
 }
 
+/* Dequeues one completion; true if it has the mark. */
+static bool comes_marked(an_port *port, uint16_t kind, const an_operation *operation) {
+    an_completion completion = dequeue_one(port);
+    CHECK(completion.kind == kind && completion.operation == operation);
+    bool marked = (completion.flags & AN_MARKED) != 0;
+    an_completion_release(&completion, 1);
+    return marked;
+}
+
+static void a_marked_operation_comes_back_marked_and_an_other_does_not(const char *backend) {
+    an_port *port = open_port(backend);
+    an_operation mine, other;
+    an_socket *socket;
+    int peer;
+    int32_t cancelled;
+    open_pair(port, &socket, NULL, &peer);
+    CHECK_OK(an_port_post(port, an_operation_marked(&mine), NULL));
+    CHECK_OK(an_port_post(port, &other, NULL));
+    CHECK(comes_marked(port, AN_POST, &mine) && !comes_marked(port, AN_POST, &other));
+    CHECK_OK(an_port_timer(port, an_operation_marked(&mine), 0, NULL));
+    CHECK_OK(an_port_timer(port, &other, 1, NULL));
+    CHECK(comes_marked(port, AN_TIMER, &mine) && !comes_marked(port, AN_TIMER, &other));
+    CHECK_OK(an_socket_send(socket, an_operation_marked(&mine), "x", 1, AN_FOREVER));
+    CHECK_OK(an_socket_send(socket, &other, "y", 1, AN_FOREVER));
+    CHECK(comes_marked(port, AN_SEND, &mine) && !comes_marked(port, AN_SEND, &other));
+    CHECK_OK(an_socket_recv(socket, an_operation_marked(&mine), NULL, 8, 0, UINT64_MAX, AN_FOREVER));
+    CHECK_OK(an_socket_recv(socket, &other, NULL, 8, 0, UINT64_MAX, AN_FOREVER));
+    CHECK_OK(an_operation_cancel(socket, an_operation_marked(&other), &cancelled)); /* taken with the mark or without */
+    CHECK(cancelled == 1 && !comes_marked(port, AN_RECV, &other));
+    CHECK_OK(an_operation_cancel(socket, &mine, &cancelled));
+    CHECK(cancelled == 1 && comes_marked(port, AN_RECV, &mine));
+    peer_close(peer);
+    an_socket_free(socket, 0);
+    an_port_free(port);
+}
+
+static void the_failure_of_a_marked_quiet_send_is_marked(const char *backend) {
+    for (int marked = 0; marked < 2; marked++) {
+        an_port *port = open_port(backend);
+        an_operation *quiet = marked ? an_operation_marked(NULL) : NULL;
+        an_socket *socket;
+        int peer;
+        open_pair(port, &socket, NULL, &peer);
+        CHECK_OK(an_socket_shutdown(socket, 1));
+        CHECK_OK(an_socket_send(socket, quiet, "lost", 4, AN_FOREVER));
+        CHECK(comes_marked(port, AN_SEND, NULL) == marked);
+        peer_close(peer);
+        an_socket_free(socket, 0);
+        an_port_free(port);
+    }
+}
+
+static void a_multishot_tells_how_many_completions_with_more_it_had(const char *backend) {
+    an_port *port = open_port(backend);
+    an_operation receive;
+    an_socket *socket;
+    int peer;
+    uint32_t count = 0;
+    open_pair(port, &socket, NULL, &peer);
+    CHECK_OK(an_socket_recv(socket, an_operation_marked(&receive), NULL, 1, AN_MULTISHOT, UINT64_MAX, AN_FOREVER));
+    CHECK(peer_write(peer, "five!", 5) == 5);
+    peer_close(peer);
+    for (bool more = true; more;) {
+        an_completion completion = dequeue_one(port);
+        CHECK(completion.operation == &receive && (completion.flags & AN_MARKED) != 0);
+        more = (completion.flags & AN_MORE) != 0;
+        count += more;
+        an_completion_release(&completion, 1);
+    }
+    CHECK(count == 5 && an_operation_more_count(&receive) == 5);
+    an_socket_free(socket, 0);
+    an_port_free(port);
+}
+
 static void accepted_but_unclaimed_connections_are_closed_with_the_port(const char *backend) {
     an_port *port = open_port(backend);
     an_address address;
@@ -213,6 +289,11 @@ int main(void) {
     on_each_backend("misuse is a number and leaves nothing in flight", misuse_is_a_number_and_leaves_nothing_in_flight);
     on_each_backend("accepted but unclaimed connections are closed with the port",
                     accepted_but_unclaimed_connections_are_closed_with_the_port);
+    on_each_backend("a marked operation comes back marked and an other does not",
+                    a_marked_operation_comes_back_marked_and_an_other_does_not);
+    on_each_backend("the failure of a marked quiet send is marked", the_failure_of_a_marked_quiet_send_is_marked);
+    on_each_backend("a multishot tells how many completions with more it had",
+                    a_multishot_tells_how_many_completions_with_more_it_had);
     on_each_backend("ten thousand operations in flight are given back by close",
                     ten_thousand_operations_in_flight_are_given_back_by_close);
     return 0;
