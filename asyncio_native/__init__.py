@@ -21,7 +21,8 @@ choose. There are no callbacks::
                 port.associate(c.accepted)
                 c.accepted.recv(multishot=True, pause_above=1 << 20)
 
-The C interface below it is documented in the header asyncio_native.h; see `get_include`.
+The C interface below it is documented in the header asyncio_native.h; see `get_include`. In Cython
+it is `cimport asyncio_native`.
 """
 
 from __future__ import annotations
@@ -80,7 +81,11 @@ __version__: str = _ffi.string(_lib.an_version()).decode()
 
 
 def get_include() -> str:
-    """The folder of the public C header `asyncio_native.h`, for a compiler's -I."""
+    """The folder of the C headers, for a compiler's -I.
+
+    `asyncio_native.h` is the C interface; an extension in C or Cython includes
+    `asyncio_native_capi.h`, with which it calls the library in this package and links nothing.
+    """
     return str(_Path(__file__).parent / "include")
 
 

@@ -13,6 +13,9 @@ knows how far it is:
 Threads decode side by side. One may decode the last completion of a multishot while another, which
 got earlier ones of it, has not come to them yet: that finds the operation in its batch's `late`.
 
+C code may share the port (_capi): it starts operations, whose completions we hand to its handler,
+and it dequeues completions of ours, which it gives us one by one. `Strangers` has what that takes.
+
 A batch belongs to one call at a time. When an exception ends that call, the batch goes to the
 port's deque of abandoned ones, from which the next call takes it up before it dequeues more.
 """
@@ -20,15 +23,17 @@ port's deque of abandoned ones, from which the next call takes it up before it d
 from __future__ import annotations
 
 import struct
+import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ._address import decode as decode_address
 from ._completion import Completion
 from ._constants import KINDS, POST, OperationKind
-from ._errors import TRANSLATED
-from ._memory import memory
+from ._errors import TRANSLATED, no_handler, other_port
+from ._memory import address_of, memory
 from ._native import ffi, lib
 from ._socket import accepted_socket
 
@@ -36,12 +41,14 @@ if TYPE_CHECKING:
     from ._operation import Operation
     from ._port import CompletionPort
 
+_COMPLETION = ffi.typeof("an_completion *")
 _COMPLETIONS = ffi.typeof("an_completion[]")
 _SIZE = ffi.typeof("size_t *")
 _SOCKET = ffi.typeof("an_socket *")
 
 _MORE = lib.AN_MORE
 _TRUNCATED = lib.AN_TRUNCATED
+_MARKED = lib.AN_MARKED
 
 #: One `an_completion`. Reading all fields of an entry at once costs as much as two through cffi.
 _ENTRY = struct.Struct("@PPPPPPQiHHP")
@@ -77,6 +84,53 @@ def _check_layout() -> None:
 _check_layout()
 
 
+class Strangers:
+    """What a port knows of the C code that shares it.
+
+    handler: takes completions of operations that it started: the entry's address, and the list to
+        which None is appended for it.
+    counts: whether it may dequeue. From then on completions with `more` are counted, to know what
+        it has in its hands when the last one of a multishot is decoded.
+    ended: multishots of which that was decoded while it had earlier ones, by their keys.
+    """
+
+    __slots__ = ("counts", "ended", "handler", "lock")
+
+    def __init__(self) -> None:
+        self.handler: Callable[[int, list[Any]], None] | None = None
+        self.counts = False
+        self.ended: dict[int, Operation] = {}
+        self.lock = threading.Lock()
+
+    def count(self, operation: Operation) -> None:
+        """A completion with `more` was decoded."""
+        with self.lock:
+            if operation._decoded is None:
+                return
+            operation._decoded += 1
+            if operation._key in self.ended and operation._decoded == _more_count(operation):
+                del self.ended[operation._key]
+
+    def end(self, operation: Operation) -> None:
+        """The last completion was decoded. One that nobody counted stays until the port closes."""
+        with self.lock:
+            count = _more_count(operation)
+            if count and operation._decoded != count:
+                self.ended[operation._key] = operation
+
+
+def discard(address: int, done: list[Any]) -> None:
+    """The handler of a closed port whose C code has set none."""
+    done.append(None)
+    entry = ffi.cast(_COMPLETION, address)
+    if entry.accepted:
+        lib.an_socket_free(entry.accepted, 0)
+
+
+def _more_count(operation: Operation) -> int:
+    return lib.an_operation_more_count(operation._handle)
+
+
 class Batch:
     """An array for completions and what was decoded from it; see the module.
 
@@ -92,6 +146,7 @@ class Batch:
         "current",
         "done",
         "flushes",
+        "foreign",
         "hidden",
         "late",
         "lingering",
@@ -99,6 +154,7 @@ class Batch:
         "operations",
         "slice_ns",
         "sockets",
+        "strangers",
     )
 
     def __init__(self, port: CompletionPort, capacity: int, slice_ns: int) -> None:
@@ -110,6 +166,8 @@ class Batch:
         self.done: list[Completion | None] = []
         # Whether `done` may have a None in it, which stands for an entry that is not for the user.
         self.hidden = False
+        # Whether one of them was for C code.
+        self.foreign = False
         # Keeps the operation of the last entry: while it lives, its address is no other's.
         self.current: Operation | None = None
         # The port's own dicts, which it replaces when it closes: a batch dequeued before that is
@@ -120,6 +178,7 @@ class Batch:
         self.lingering = port._lingering
         # Operations that others have seen the end of, by their keys.
         self.late: dict[int, Operation] = {}
+        self.strangers = port._strangers
         self.batches = port._batches
         self.batches.add(weakref.ref(self, self.batches.discard))
 
@@ -144,6 +203,8 @@ class Batch:
         remove = operations.pop
         # One that was made later has nothing of what we got earlier.
         shared = len(self.batches) > 1
+        strangers = self.strangers
+        counts = strangers.counts
         first = len(done)
         if first:
             self._settle(first - 1)
@@ -163,9 +224,12 @@ class Batch:
             flags,
             _reserved,
         ) in _ENTRY.iter_unpack(entries):
-            operation = find(key) or self.late.get(key)
+            operation = find(key) or self.late.get(key) or strangers.ended.get(key)
             if operation is None:
-                self._decode_unusual(key, socket_key, transferred, error, kind)
+                if flags & _MARKED:
+                    self._decode_unusual(key, socket_key, transferred, error, kind)
+                else:
+                    self._hand_to_foreign()
                 continue
             self.current = operation
             completion = Completion()
@@ -195,7 +259,11 @@ class Batch:
             if not flags & _MORE:
                 if shared:
                     self._share(operation)
+                if counts:
+                    strangers.end(operation)
                 remove(key, None)
+            elif counts:
+                strangers.count(operation)
 
     def _share(self, operation: Operation) -> None:
         """The operation has ended: others that have completions of it still have to find it.
@@ -241,6 +309,31 @@ class Batch:
         completion.more = False
         self.done.append(completion)
 
+    def _hand_to_foreign(self) -> None:
+        """C code started it; its handler commits the entry before it takes it."""
+        handler = self.strangers.handler
+        if handler is None:
+            raise no_handler()
+        self.hidden = self.foreign = True
+        handler(address_of(self.array) + len(self.done) * _ENTRY_SIZE, self.done)
+
+    def decode_copy(self, entry: Any) -> Completion | None:
+        """Decodes a copy of an entry that C code dequeued, and which that releases."""
+        key = address_of(entry.operation)
+        places = (self.operations, self.flushes, self.late, self.strangers.ended)
+        if key and not any(key in place for place in places):
+            raise other_port()
+        ffi.memmove(self.array, entry, _ENTRY_SIZE)
+        self.count[0] = 1
+        try:
+            self._decode(1)
+        finally:
+            if self.done:
+                entry.flags |= lib.AN_TAKEN
+                entry.accepted = ffi.NULL
+            self.count[0] = 0
+        return self.done[0]
+
     def _dismiss(self) -> None:
         """Dropped sockets whose failures have all been reported need not be kept any more."""
         for socket_key, sock in list(self.lingering.items()):
@@ -265,6 +358,8 @@ class Batch:
         operation._let_go()
         if not completion.more:
             self._share(operation)
+            if self.strangers.counts:
+                self.strangers.end(operation)
             self.operations.pop(operation._key, None)
 
 

@@ -1,9 +1,10 @@
 """Builds `asyncio_native._native`: cffi in API mode over the public C header.
 
 The declarations are the part of csrc/include/asyncio_native.h between its two marker comments, so
-they are written once. The C core is compiled into the same extension, and on CPython with its lock
-a second module, `_fast`, with the hot paths in C: so both use the one core, which exports nothing.
-It runs at build time, from the project's root, and is not imported by the package.
+they are written once. The C core is compiled into the same extension, with a second module,
+`_table`, for C and Cython extensions, and on CPython with its lock a third, `_fast`, with the hot
+paths in C: so all use the one core, which exports nothing. It runs at build time, from the
+project's root, and is not imported by the package.
 
 Environment, besides the usual CC, CFLAGS and LDFLAGS:
 
@@ -99,8 +100,10 @@ def sources() -> list[str]:
             paths.append(words[-1])
     # The hot paths are guarded by the interpreter lock, which a free-threaded one has not.
     if sys.implementation.name == "cpython" and sys.platform != "win32" and not FREE_THREADED:
-        hot = (ROOT / "csrc" / "python").glob("*.c")
-        paths += sorted(path.relative_to(ROOT).as_posix() for path in hot)
+        python = (ROOT / "csrc" / "python").glob("*.c")
+        paths += sorted(path.relative_to(ROOT).as_posix() for path in python)
+    else:
+        paths.append("csrc/python/capi.c")
     return [*paths, "tests/kqueue/kqueue.c"] if KQUEUE == "stand-in" else paths
 
 

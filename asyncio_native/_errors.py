@@ -69,6 +69,19 @@ def port_closed() -> PortClosedError:
     return PortClosedError(errno.ESHUTDOWN, "the completion port is closed")
 
 
+def no_handler() -> RuntimeError:
+    """The exception of a dequeue that met a completion of C code, which has no handler for them."""
+    return RuntimeError(
+        "a completion of an operation that C code started was dequeued, but that code has set no "
+        "handler (an_py_port_set_handler); the completion waits for one"
+    )
+
+
+def other_port() -> ValueError:
+    """The exception of C code that gives a port the completion of another one."""
+    return ValueError("the completion is not of this port")
+
+
 def socket_closed() -> OSError:
     """The exception of every call that would use a closed socket."""
     return OSError(errno.EBADF, "the socket is closed")

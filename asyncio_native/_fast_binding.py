@@ -7,16 +7,14 @@ list that Python has already.
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import socket
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from . import _address, _arguments, _completion, _errors, _native, _operation, _port_base
+from . import _address, _arguments, _completion, _errors, _operation, _port_base
 from . import _socket_base as base
 from ._constants import KINDS
+from ._extension import load
 from ._memory import address_of
 from ._native import ffi
 from ._port_base import PortBase, open_port
@@ -26,22 +24,10 @@ _SOCKET = ffi.typeof("an_socket *")
 _PORT = ffi.typeof("an_port *")
 
 
-def _load() -> Any:
-    """The second module in the extension file of `_native`: both use the one core in it."""
-    name = f"{__package__}._fast"
-    loader = importlib.machinery.ExtensionFileLoader(name, _native.__file__)
-    spec = importlib.util.spec_from_file_location(name, _native.__file__, loader=loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    sys.modules[name] = module
-    return module
-
-
 if TYPE_CHECKING:
     from . import _fast
 else:
-    _fast = _load()
+    _fast = load("_fast")
 
 Completion = _fast.Completion
 Operation = _fast.Operation
@@ -116,4 +102,6 @@ _fast.bind(
     start_error=_port_base.start_error,
     associate_error=_associate_error,
     port_closed=_errors.port_closed,
+    no_handler=_errors.no_handler,
+    other_port=_errors.other_port,
 )

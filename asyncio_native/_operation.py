@@ -47,7 +47,17 @@ class Operation:
 
     # It owns the memory of its C operation as long as the object lives: `cancel` in another thread
     # may stand just before its call, and must not find the memory in use for something else.
-    __slots__ = ("_handle", "_held", "_key", "_port", "_value", "kind", "socket")
+    __slots__ = (
+        "_decoded",
+        "_handle",
+        "_held",
+        "_key",
+        "_memory",
+        "_port",
+        "_value",
+        "kind",
+        "socket",
+    )
 
     kind: OperationKind
     socket: AsyncSocket | Any
@@ -63,9 +73,13 @@ class Operation:
         # What must live until the completion is dequeued: data, an address, or a pair of a list of
         # views of buffers and what is beside them.
         self._held: Any = None
-        self._handle = handle = ffi.new(_OPERATION)
+        self._memory = memory = ffi.new(_OPERATION)
         # The port's dict of operations in flight has this as its key.
-        self._key = address_of(handle)
+        self._key = key = address_of(memory)
+        # The lowest bit is the mark that tells Python's operations from those of C code.
+        self._handle = ffi.cast(_OPERATION, key | 1)
+        # A multishot's completions with `more` that were decoded; None where nobody counted.
+        self._decoded: int | None = 0
 
     @property
     def pending(self) -> bool:

@@ -12,9 +12,10 @@ from time import perf_counter_ns
 from typing import Any
 
 from ._arguments import LONGEST_NS, integer, nanoseconds, timeout_ns
-from ._batch import Batch, Remainder
+from ._batch import Batch, Remainder, Strangers, discard
 from ._completion import Completion
 from ._constants import POST, TIMER
+from ._errors import port_closed
 from ._native import ffi, lib
 from ._operation import Operation
 from ._port_base import (
@@ -29,6 +30,7 @@ from ._socket import AsyncSocket
 
 _NULL = ffi.NULL
 _FOREVER_NS = lib.AN_FOREVER
+_COMPLETION = ffi.typeof("an_completion *")
 _dequeue = lib.an_port_dequeue
 
 _SLICE_NS = 200_000_000
@@ -62,6 +64,7 @@ class CompletionPort(PortBase):
         "_main_thread",
         "_operations",
         "_sockets",
+        "_strangers",
     )
 
     def __init__(self, backend: str = "auto", *, concurrency: int = 0) -> None:
@@ -80,6 +83,7 @@ class CompletionPort(PortBase):
         # Those of all threads: who decodes the end of an operation tells the others.
         # A plain set and not a WeakSet: that may not be read while another thread adds to it.
         self._batches: set[weakref.ref[Batch]] = set()
+        self._strangers = Strangers()
         self._local = _ThreadLocal()
         # Python runs signal handlers in this thread only.
         self._main_thread = threading.main_thread().ident
@@ -173,6 +177,9 @@ class CompletionPort(PortBase):
                     if batch.hidden:
                         batch.hidden = False
                         batch.done = done = [item for item in done if item is not None]
+                        foreign, batch.foreign = batch.foreign, False
+                        if foreign and not wait_ns:
+                            break  # a poll does not go on for others' sake
                     if done:
                         break
                     if wait_ns > 0:
@@ -228,6 +235,33 @@ class CompletionPort(PortBase):
             abandoned.extendleft(mine)
             raise
 
+    @property
+    def _foreign(self) -> Callable[[int, list[Any]], None] | None:
+        """What takes completions of operations that C code started."""
+        return self._strangers.handler
+
+    @_foreign.setter
+    def _foreign(self, handler: Callable[[int, list[Any]], None] | None) -> None:
+        self._strangers.handler = handler
+
+    def _lend(self) -> None:
+        if not self._strangers.counts:
+            self._strangers.counts = True
+            for operation in list(self._operations.values()):
+                operation._decoded = None
+
+    def _decode(self, address: int) -> Completion | None:
+        if self.closed:
+            raise port_closed()
+        batch = Batch(self, 1, _FOREVER_NS)
+        try:
+            return batch.decode_copy(ffi.cast(_COMPLETION, address))
+        except BaseException:
+            if batch.done:
+                batch._settle(0)
+                self._abandoned.append(Remainder(batch.done))
+            raise
+
     def close(self) -> None:
         """Closes the port and its sockets, cancels what is in flight, and releases all.
 
@@ -246,6 +280,9 @@ class CompletionPort(PortBase):
         self._operations = {}
         self._flushes.clear()
         self._lingering.clear()
+        self._strangers.ended.clear()
+        if self._strangers.handler is None:
+            self._strangers.handler = discard
         while True:
             try:
                 batch = self._abandoned.popleft()

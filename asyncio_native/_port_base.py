@@ -78,6 +78,21 @@ class PortBase:
         """Waits for completions, see the class beside this one."""
         raise NotImplementedError
 
+    # -- for C code that shares the port: see _capi -----------------------------------------------
+
+    #: Takes completions of operations that it started: (the entry's address, ...).
+    _foreign: Any
+
+    def _lend(self) -> None:
+        """It is about to get the handle, and may dequeue."""
+
+    def _decode(self, address: int) -> Completion | None:
+        """The completion of an entry that it dequeued; None if it is not to be shown.
+
+        The entry is Python's then, which its flags tell; so is what it accepted.
+        """
+        raise NotImplementedError
+
     def statistics(self) -> Statistics:
         """Counts since the port was opened; cheap enough to read every second."""
         counts = new_statistics()

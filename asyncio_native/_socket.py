@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 
 _NULL = ffi.NULL
+# No operation, with the mark that the failure of a quiet send is Python's to report.
+_QUIET = ffi.cast("an_operation *", 1)
 _MULTISHOT = lib.AN_MULTISHOT
 _FLUSH = lib.AN_FLUSH
 _FOREVER_NS = lib.AN_FOREVER
@@ -226,7 +228,7 @@ class AsyncSocket(SocketBase):
         if quiet and timeout is None and type(data) is bytes:
             if not self._key:
                 self._enlist()
-            error = _send(self._handle, _NULL, data, len(data), _FOREVER_NS)
+            error = _send(self._handle, _QUIET, data, len(data), _FOREVER_NS)
             if error:
                 raise self._refusal(error)
             return None
@@ -238,7 +240,7 @@ class AsyncSocket(SocketBase):
             if not self._key:
                 self._enlist()
             with readable(data) as view:
-                error = _send(self._handle, _NULL, view, len(view), wait_ns)
+                error = _send(self._handle, _QUIET, view, len(view), wait_ns)
             if error:
                 raise self._refusal(error)
             return None
@@ -285,7 +287,7 @@ class AsyncSocket(SocketBase):
             if quiet:
                 if not self._key:
                     self._enlist()
-                error = lib.an_socket_sendv(self._handle, _NULL, pieces, len(views), wait_ns)
+                error = lib.an_socket_sendv(self._handle, _QUIET, pieces, len(views), wait_ns)
                 if error:
                     raise self._refusal(error)
                 for view in views:
@@ -339,7 +341,7 @@ class AsyncSocket(SocketBase):
         if quiet:
             if not self._key:
                 self._enlist()
-            error = lib.an_socket_sendto(self._handle, _NULL, source, len(source), target, wait_ns)
+            error = lib.an_socket_sendto(self._handle, _QUIET, source, len(source), target, wait_ns)
             if source is not data:
                 ffi.release(source)
             if error:

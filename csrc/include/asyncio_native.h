@@ -112,7 +112,8 @@ enum an_start_flag {
 enum an_completion_flag {
     AN_MORE = 1,      /* the multishot stays armed, further completions follow */
     AN_TRUNCATED = 2, /* the datagram was longer than the buffer, its rest is lost */
-    AN_MARKED = 4     /* the start was given a marked pointer: see an_operation_marked */
+    AN_MARKED = 4,    /* the start was given a marked pointer: see an_operation_marked */
+    AN_TAKEN = 8      /* Python has it from an_py_completion_new; the library itself never sets this */
 };
 
 /* Flags of a port. */

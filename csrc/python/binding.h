@@ -71,6 +71,8 @@ enum helper {
     HELPER_START_ERROR,     /* number -> exception */
     HELPER_ASSOCIATE_ERROR, /* (sock, number; 0: it is no socket) -> exception */
     HELPER_PORT_CLOSED,     /* () -> exception */
+    HELPER_NO_HANDLER,      /* () -> exception */
+    HELPER_OTHER_PORT,      /* () -> exception */
     HELPERS
 };
 
@@ -118,8 +120,8 @@ struct hold {
  *   NOWHERE --------> IN_FLIGHT --------------------------> NOWHERE
  *           --------> FLUSHING  (a send of ours behind quiet ones, not shown to the user; likewise)
  *                         |
- *                         | another call, which the core has given earlier completions of it, has not decoded them yet;
- *                         | or the port was closed while another call may be about to decode
+ *                         | others (another call, C code), which the core has given earlier completions of it, have not
+ *                         | decoded them yet; or the port was closed while another call may be about to decode
  *                         +----------> LATE -------------------> NOWHERE
  */
 enum place { NOWHERE, IN_FLIGHT, FLUSHING, LATE, PLACES };
@@ -140,7 +142,8 @@ struct operation_object {
     uint8_t place;      /* enum place */
     bool multishot;     /* may have several completions on their way */
     bool hidden;        /* of ours, behind quiet sends: its completion is not shown */
-    uint32_t undecoded; /* LATE: completions of it that other calls have in the hand */
+    uint32_t decoded;   /* multishot: completions with more that were decoded */
+    uint32_t undecoded; /* LATE: those that others have in the hand */
 };
 
 /* Completions on their way from the core to Python: of one call, or left over by one that ran out of memory. */
@@ -149,6 +152,7 @@ struct batch {
     size_t capacity;
     size_t count; /* entries to be released; the core writes it under its lock, when the entries are there */
     size_t first; /* the first that is not decoded */
+    bool foreign; /* had completions of operations that C code started */
     an_completion entries[];
 };
 
@@ -164,6 +168,7 @@ struct port_object {
     PyObject *abandoned;        /* list: completions that an interrupted call left; or NULL */
     Py_ssize_t abandoned_first; /* those before it were taken up */
     PyObject *lingering;        /* list: dropped sockets whose failures are queued; or NULL */
+    PyObject *foreign;          /* takes completions of operations that C code started; NULL or None: nobody does */
     struct batch *spare;
     struct batch *left;
     struct batch *active; /* those of calls that wait or decode */
@@ -197,6 +202,11 @@ static inline PyObject *reference(void *object) {
 static inline PyObject *nothing(void) {
     Py_IncRef(Py_None);
     return Py_None;
+}
+
+/* To start it with: the mark tells that it is one of Python's, of an operation_object. */
+static inline an_operation *fast_memory(struct operation_object *operation) {
+    return an_operation_marked(&operation->operation);
 }
 
 static inline PyObject *none_or(void *object) { return reference(object != NULL ? object : Py_None); }
@@ -273,5 +283,6 @@ void fast_discard_abandoned(struct port_object *port);
 void fast_drop_late(struct port_object *port);
 PyObject *fast_port_fill(PyObject *self, PyObject *const *arguments, Py_ssize_t given);
 PyObject *fast_port_abandon(PyObject *self, PyObject *done);
+PyObject *fast_port_decode(PyObject *self, PyObject *address);
 
 #endif

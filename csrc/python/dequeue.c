@@ -67,23 +67,10 @@ static void describe_quiet(struct completion_object *completion, const an_comple
     completion->accepted = reference(Py_None);
 }
 
-static uint32_t count_of(const struct batch *batch, const an_operation *operation) {
-    uint32_t count = 0;
-    for (size_t i = batch->first; i < batch->count; i++)
-        count += batch->entries[i].operation == operation;
-    return count;
-}
-
-/* The last completion of an operation was decoded. Of a multishot, other calls may have earlier ones in the hand, which
- * the core gave them before it gave us this one; so what we read of their batches is written. */
-static void end_operation(struct port_object *port, const struct batch *own, struct operation_object *operation) {
-    uint32_t undecoded = 0;
-    if (operation->multishot) {
-        for (const struct batch *batch = port->active; batch != NULL; batch = batch->next)
-            undecoded += batch != own ? count_of(batch, &operation->operation) : 0;
-        for (const struct batch *batch = port->left; batch != NULL; batch = batch->next)
-            undecoded += count_of(batch, &operation->operation);
-    }
+/* The last completion of an operation was decoded. Of a multishot, others may have earlier ones in the hand: other calls
+ * here, or C code that dequeued them. */
+static void end_operation(struct operation_object *operation) {
+    uint32_t undecoded = operation->multishot ? an_operation_more_count(&operation->operation) - operation->decoded : 0;
     operation->undecoded = undecoded;
     if (undecoded > 0 && operation->place != NOWHERE)
         fast_move(operation, LATE);
@@ -92,18 +79,40 @@ static void end_operation(struct port_object *port, const struct batch *own, str
 }
 
 /* What follows a completion that has got to the user. */
-static void settle(struct port_object *port, const struct batch *own, const an_completion *entry,
-                   struct operation_object *operation) {
+static void settle(const an_completion *entry, struct operation_object *operation) {
     if (operation->hold != NULL || operation->keep != NULL)
         fast_let_go_of_buffers(operation);
-    if ((entry->flags & AN_MORE) == 0)
-        end_operation(port, own, operation);
-    else if (operation->undecoded > 0 && --operation->undecoded == 0)
+    if ((entry->flags & AN_MORE) == 0) {
+        end_operation(operation);
+        return;
+    }
+    operation->decoded++;
+    if (operation->undecoded > 0 && --operation->undecoded == 0)
         fast_leave(operation);
 }
 
+/* Started by C code that shares the port: its handler takes the completion. Without one it stays, as one does for which
+ * memory did not suffice; false with an exception set, and then nothing has happened. */
+static bool hand_to_foreign(struct port_object *port, struct batch *batch, const an_completion *entry) {
+    if (port->foreign == NULL || port->foreign == Py_None) {
+        fast_raise_object(PyObject_CallNoArgs(port->binding->helpers[HELPER_NO_HANDLER]));
+        return false;
+    }
+    batch->foreign = true;
+    PyObject *handler = reference(port->foreign);
+    PyObject *address = PyLong_FromVoidPtr((void *)(uintptr_t)entry);
+    PyObject *result = address != NULL ? PyObject_CallFunctionObjArgs(handler, address, NULL) : NULL;
+    bool taken = result != NULL;
+    Py_XDECREF(result);
+    Py_XDECREF(address);
+    Py_DECREF(handler);
+    return taken;
+}
+
 /* Decodes one entry into the list; false with an exception set, and then nothing has happened. */
-static bool decode(struct port_object *port, const struct batch *batch, const an_completion *entry, PyObject *done) {
+static bool decode(struct port_object *port, struct batch *batch, const an_completion *entry, PyObject *done) {
+    if ((entry->flags & AN_MARKED) == 0)
+        return hand_to_foreign(port, batch, entry);
     struct binding *binding = port->binding;
     struct operation_object *operation = entry->operation != NULL ? operation_of(entry->operation) : NULL;
     if (operation != NULL && operation->hidden) {
@@ -132,7 +141,7 @@ static bool decode(struct port_object *port, const struct batch *batch, const an
         accepted->family = operation->socket->family;
     }
     if (operation != NULL)
-        settle(port, batch, entry, operation);
+        settle(entry, operation);
     Py_DECREF((PyObject *)completion);
     return true;
 }
@@ -182,6 +191,7 @@ static bool wait_and_decode(struct port_object *port, struct batch *batch, size_
     int64_t until_ns = wait_ns > 0 ? an_clock() + wait_ns : 0;
     for (;;) {
         int64_t slice_ns = sliced && (wait_ns < 0 || wait_ns > SLICE_NS) ? SLICE_NS : wait_ns;
+        batch->foreign = false;
         int error = dequeue(port, batch, limit, slice_ns);
         bool came = batch->count > 0;
         if (came && !decode_batch(port, batch, limit, done))
@@ -198,7 +208,7 @@ static bool wait_and_decode(struct port_object *port, struct batch *batch, size_
             int64_t now_ns = an_clock();
             wait_ns = now_ns < until_ns ? until_ns - now_ns : 0;
         }
-        if (wait_ns == 0 && !came)
+        if (wait_ns == 0 && (!came || batch->foreign)) /* a poll does not go on for others' sake */
             return true;
     }
 }
@@ -319,4 +329,52 @@ PyObject *fast_port_abandon(PyObject *self, PyObject *done) {
     if (port_is_closed(port))
         fast_discard_abandoned(port);
     return nothing();
+}
+
+/* Decodes a copy of the entry, as a batch of its own; NULL with an exception set, and then nothing has happened. */
+static PyObject *decode_copy(struct port_object *port, const an_completion *entry) {
+    PyObject *done = PyList_New(0);
+    struct batch *batch = done != NULL ? fast_take_batch(port, 1) : NULL;
+    if (batch == NULL) {
+        Py_XDECREF(done);
+        return NULL;
+    }
+    batch->entries[0] = *entry;
+    batch->count = 1;
+    batch->next = port->active;
+    port->active = batch;
+    bool decoded = decode(port, batch, &batch->entries[0], done);
+    deactivate(port, batch);
+    batch->count = 0; /* who dequeued the entry releases it */
+    fast_release_entries(port, batch);
+    fast_give_batch_back(port, batch);
+    if (port->operations[LATE] != NULL || port->left != NULL)
+        settle_closed(port);
+    if (!decoded)
+        Py_CLEAR(done);
+    return done;
+}
+
+/* _decode(address): what an_py_completion_new stands on, which has looked for the mark. */
+PyObject *fast_port_decode(PyObject *self, PyObject *address) {
+    struct port_object *port = (struct port_object *)self;
+    an_completion *entry = PyLong_AsVoidPtr(address);
+    if (entry == NULL)
+        return PyErr_Occurred() ? NULL : fast_no_handle();
+    if (port_is_closed(port)) {
+        fast_raise_object(PyObject_CallNoArgs(port->binding->helpers[HELPER_PORT_CLOSED]));
+        return NULL;
+    }
+    if (entry->operation != NULL && operation_of(entry->operation)->port != port) {
+        fast_raise_object(PyObject_CallNoArgs(port->binding->helpers[HELPER_OTHER_PORT]));
+        return NULL;
+    }
+    PyObject *done = decode_copy(port, entry);
+    if (done == NULL)
+        return NULL;
+    entry->flags |= AN_TAKEN;
+    entry->accepted = NULL;
+    PyObject *completion = PyList_Size(done) > 0 ? reference(PyList_GetItem(done, 0)) : nothing();
+    Py_DECREF(done);
+    return completion;
 }

@@ -4,8 +4,9 @@
 #include <stdlib.h>
 
 static const char *const helper_names[HELPERS] = {
-    "timeout_ns", "nanoseconds",     "integer", "readable",      "writable",    "encode",          "address_of",
-    "decode",     "file_descriptor", "refusal", "dequeue_error", "start_error", "associate_error", "port_closed",
+    "timeout_ns",      "nanoseconds", "integer",         "readable",   "writable",      "encode",
+    "address_of",      "decode",      "file_descriptor", "refusal",    "dequeue_error", "start_error",
+    "associate_error", "port_closed", "no_handler",      "other_port",
 };
 
 static bool take_kinds(struct binding *binding, PyObject *kinds) {

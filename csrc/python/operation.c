@@ -85,7 +85,7 @@ struct operation_object *fast_operation_create(struct port_object *port, struct 
     operation->next = operation->previous = NULL;
     operation->place = NOWHERE;
     operation->multishot = operation->hidden = false;
-    operation->undecoded = 0;
+    operation->decoded = operation->undecoded = 0;
     PyObject_GC_Track(operation);
     return operation;
 }

@@ -173,6 +173,7 @@ static int port_traverse(PyObject *self, visitproc visit, void *arg) {
     Py_VISIT(port->module);
     Py_VISIT(port->abandoned);
     Py_VISIT(port->lingering);
+    Py_VISIT(port->foreign);
     for (int place = IN_FLIGHT; place < PLACES; place++) {
         for (struct operation_object *operation = port->operations[place]; operation != NULL;
              operation = operation->next)
@@ -188,6 +189,7 @@ static int port_clear(PyObject *self) {
     fast_drop_late(port);
     Py_CLEAR(port->abandoned);
     Py_CLEAR(port->lingering);
+    Py_CLEAR(port->foreign);
     return 0;
 }
 
@@ -229,7 +231,7 @@ static PyObject *port_post(PyObject *self, PyTypeObject *type, PyObject *const *
     if (operation == NULL)
         return NULL;
     fast_enter(operation, IN_FLIGHT);
-    if (started_own(operation, an_port_post(port->handle, &operation->operation, NULL)) == NULL)
+    if (started_own(operation, an_port_post(port->handle, fast_memory(operation), NULL)) == NULL)
         return NULL;
     Py_DECREF((PyObject *)operation);
     return nothing();
@@ -256,7 +258,7 @@ static PyObject *port_timer(PyObject *self, PyTypeObject *type, PyObject *const 
     if (operation == NULL)
         return NULL;
     fast_enter(operation, IN_FLIGHT);
-    return started_own(operation, an_port_timer(port->handle, &operation->operation, delay_ns, NULL));
+    return started_own(operation, an_port_timer(port->handle, fast_memory(operation), delay_ns, NULL));
 }
 
 static PyObject *port_associate(PyObject *self, PyTypeObject *type, PyObject *const *arguments, Py_ssize_t given,
@@ -315,6 +317,8 @@ static PyMethodDef port_methods[] = {
     {"_fill", (PyCFunction)(void (*)(void))fast_port_fill, METH_FASTCALL,
      PyDoc_STR("Waits, and puts completions into a list: (list, max_count, timeout).")},
     {"_abandon", fast_port_abandon, METH_O, PyDoc_STR("Takes completions back that did not get to the user.")},
+    {"_decode", fast_port_decode, METH_O,
+     PyDoc_STR("The completion of an entry that C code dequeued, by its address; or None, if it is not to be shown.")},
     {"associate", FAST_METHOD(port_associate),
      PyDoc_STR("associate($self, /, sock, state=None)\n--\n\nBinds a socket to this port for good.\n\n"
                "state: comes back with each completion of the socket, as it is when that is dequeued; again\n"
@@ -346,6 +350,7 @@ static PyGetSetDef port_getters[] = {
 };
 
 static PyMemberDef port_members[] = {
+    {"_foreign", T_OBJECT, offsetof(struct port_object, foreign), 0, NULL},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(struct port_object, weak_references), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };

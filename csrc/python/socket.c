@@ -50,7 +50,7 @@ static bool keep_while_flushing(struct socket_object *socket) {
         return false;
     operation->hidden = true;
     fast_enter(operation, FLUSHING);
-    if (an_socket_send(socket->handle, &operation->operation, NULL, 0, AN_FOREVER) != 0)
+    if (an_socket_send(socket->handle, fast_memory(operation), NULL, 0, AN_FOREVER) != 0)
         fast_leave(operation);
     Py_DECREF((PyObject *)operation);
     return true;
@@ -208,7 +208,7 @@ static PyObject *socket_accept(PyObject *self, PyTypeObject *type, PyObject *con
         return NULL;
     operation->multishot = multishot;
     fast_enter(operation, IN_FLIGHT);
-    return started(operation, an_socket_accept(operation->socket->handle, &operation->operation,
+    return started(operation, an_socket_accept(operation->socket->handle, fast_memory(operation),
                                                multishot ? AN_MULTISHOT : 0, timeout_ns));
 }
 
@@ -230,7 +230,7 @@ static PyObject *socket_connect(PyObject *self, PyTypeObject *type, PyObject *co
     operation->hold->address = address;
     fast_enter(operation, IN_FLIGHT);
     return started(operation,
-                   an_socket_connect(socket->handle, &operation->operation, &operation->hold->address, timeout_ns));
+                   an_socket_connect(socket->handle, fast_memory(operation), &operation->hold->address, timeout_ns));
 }
 
 static PyObject *socket_recv(PyObject *self, PyTypeObject *type, PyObject *const *arguments, Py_ssize_t given,
@@ -253,7 +253,7 @@ static PyObject *socket_recv(PyObject *self, PyTypeObject *type, PyObject *const
         return NULL;
     operation->multishot = multishot;
     fast_enter(operation, IN_FLIGHT);
-    return started(operation, an_socket_recv(operation->socket->handle, &operation->operation, NULL, (size_t)length,
+    return started(operation, an_socket_recv(operation->socket->handle, fast_memory(operation), NULL, (size_t)length,
                                              multishot ? AN_MULTISHOT : 0, pause_above, timeout_ns));
 }
 
@@ -274,8 +274,8 @@ static PyObject *socket_recvfrom(PyObject *self, PyTypeObject *type, PyObject *c
         return NULL;
     operation->multishot = multishot;
     fast_enter(operation, IN_FLIGHT);
-    return started(operation, an_socket_recvfrom(operation->socket->handle, &operation->operation, NULL, (size_t)length,
-                                                 multishot ? AN_MULTISHOT : 0, timeout_ns));
+    return started(operation, an_socket_recvfrom(operation->socket->handle, fast_memory(operation), NULL,
+                                                 (size_t)length, multishot ? AN_MULTISHOT : 0, timeout_ns));
 }
 
 /* Drafts a receive into the caller's buffer, which is held then. */
@@ -310,7 +310,7 @@ static PyObject *socket_recv_into(PyObject *self, PyTypeObject *type, PyObject *
         return NULL;
     const Py_buffer *view = &operation->hold->views[0];
     fast_enter(operation, IN_FLIGHT);
-    return started(operation, an_socket_recv(operation->socket->handle, &operation->operation, view->buf,
+    return started(operation, an_socket_recv(operation->socket->handle, fast_memory(operation), view->buf,
                                              (size_t)view->len, 0, UINT64_MAX, timeout_ns));
 }
 
@@ -324,7 +324,7 @@ static PyObject *socket_recvfrom_into(PyObject *self, PyTypeObject *type, PyObje
         return NULL;
     const Py_buffer *view = &operation->hold->views[0];
     fast_enter(operation, IN_FLIGHT);
-    return started(operation, an_socket_recvfrom(operation->socket->handle, &operation->operation, view->buf,
+    return started(operation, an_socket_recvfrom(operation->socket->handle, fast_memory(operation), view->buf,
                                                  (size_t)view->len, 0, timeout_ns));
 }
 
@@ -332,7 +332,7 @@ static PyObject *socket_recvfrom_into(PyObject *self, PyTypeObject *type, PyObje
 
 /* What one send hands to the core, whichever function it is. */
 struct sending {
-    an_operation *operation; /* NULL: quiet */
+    an_operation *operation; /* marked as Python's; without one: quiet */
     const void *data;
     size_t length;
     const an_buffer *pieces; /* sendv, or NULL */
@@ -359,17 +359,17 @@ static int hand_over(an_socket *handle, const struct sending *sending) {
     return error;
 }
 
-static PyObject *send_quietly(const struct binding *binding, struct socket_object *socket,
-                              const struct sending *sending) {
+static PyObject *send_quietly(const struct binding *binding, struct socket_object *socket, struct sending *sending) {
     if (socket->handle == NULL)
         return fast_no_handle();
     socket->quiet = true;
+    sending->operation = an_operation_marked(NULL);
     int error = hand_over(socket->handle, sending);
     return error == 0 ? nothing() : refuse(binding, socket, error);
 }
 
 static PyObject *start_sending(struct operation_object *operation, struct sending *sending) {
-    sending->operation = &operation->operation;
+    sending->operation = fast_memory(operation);
     fast_enter(operation, IN_FLIGHT);
     return started(operation, hand_over(operation->socket->handle, sending));
 }
@@ -544,7 +544,7 @@ static PyObject *socket_sendfile(PyObject *self, PyTypeObject *type, PyObject *c
         return NULL;
     fast_enter(operation, IN_FLIGHT);
     PyThreadState *thread = PyEval_SaveThread(); /* it may read from a disk */
-    int error = an_socket_sendfile(operation->socket->handle, &operation->operation, (an_descriptor)file,
+    int error = an_socket_sendfile(operation->socket->handle, fast_memory(operation), (an_descriptor)file,
                                    (uint64_t)offset, count, timeout_ns);
     PyEval_RestoreThread(thread);
     return started(operation, error);
@@ -563,7 +563,7 @@ static PyObject *socket_disconnect(PyObject *self, PyTypeObject *type, PyObject 
     if (operation == NULL)
         return NULL;
     fast_enter(operation, IN_FLIGHT);
-    return started(operation, an_socket_disconnect(operation->socket->handle, &operation->operation, timeout_ns));
+    return started(operation, an_socket_disconnect(operation->socket->handle, fast_memory(operation), timeout_ns));
 }
 
 static PyObject *socket_cancel(PyObject *self, PyTypeObject *type, PyObject *const *arguments, Py_ssize_t given,
