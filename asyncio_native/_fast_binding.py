@@ -82,7 +82,7 @@ def _share(fast: Any, portable: type, *names: str) -> None:
         setattr(fast, name, vars(portable)[name])
 
 
-_share(Completion, _completion.Completion, "result", "__repr__")
+_share(Completion, _completion.Completion, "__repr__")
 _share(Operation, _operation.Operation, "__repr__")
 _fast.bind(
     AsyncSocket,
@@ -104,4 +104,5 @@ _fast.bind(
     port_closed=_errors.port_closed,
     no_handler=_errors.no_handler,
     other_port=_errors.other_port,
+    result=_completion.Completion.result,
 )

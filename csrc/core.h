@@ -238,8 +238,9 @@ struct an_socket {
     int type;
     int protocol;
     uint32_t fork_count; /* of the time it was made, see os.h */
-    uint8_t state;       /* enum socket_state */
+    uint32_t state;      /* enum socket_state; atomic, written under the lock */
     bool adopted;
+    bool shown; /* an_socket_descriptor told the number: others may duplicate it */
     bool accepted;
     bool listening;
     bool tells_length;     /* an_os_tells_length */
@@ -275,6 +276,8 @@ enum {
     AN_AHEAD_OF_PORT = 64 << 20   /* and for a port */
 };
 
+/* Nobody else can have the file open: closing the descriptor closes it. socket.lock held. */
+bool an_socket_is_sole_holder(const an_socket *socket);
 void an_socket_hold(an_socket *socket);
 void an_socket_drop(an_socket *socket);
 /* Wraps a descriptor; on failure (no memory) it stays the caller's. */
@@ -347,7 +350,7 @@ struct an_port {
     struct an_record *head;
     struct an_record *tail;
     uint64_t queued;
-    uint64_t ahead; /* bytes queued and not dequeued, all sockets; atomic */
+    uint64_t ahead; /* bytes queued and not dequeued, all sockets; atomic, written under the lock */
 
     enum leader_state leader;
     uint32_t followers; /* threads that wait for `changed` */
@@ -363,7 +366,7 @@ struct an_port {
 
     an_socket *ready_head; /* sockets with work left over; the list holds references */
     an_socket *ready_tail;
-    an_socket *starved;   /* listeners without descriptors; holds references */
+    an_socket *starved;   /* listeners without descriptors; holds references; atomic, written under the lock */
     an_socket *throttled; /* sockets that wait for the port's share; holds references */
 
     struct an_slot *slots;

@@ -136,8 +136,8 @@ static void queue_locked(an_port *port, struct an_record *record) {
     count_completion(port, record);
     uint64_t bytes = weight(record);
     if (bytes != 0) {
-        an_atomic_add64(&port->ahead, bytes);
-        an_atomic_add64(&record->socket->ahead, bytes);
+        an_atomic_bump64(&port->ahead, bytes);
+        an_atomic_bump64(&record->socket->ahead, bytes);
     }
     if (record->home == RECORD_IN_QUIET)
         an_atomic_add32(&record->socket->unreported, 1);
@@ -202,8 +202,8 @@ static void relax(an_port *port, const struct an_record *record) {
     if (bytes == 0)
         return;
     an_socket *socket = record->socket;
-    an_atomic_add64(&socket->ahead, 0 - bytes);
-    an_atomic_add64(&port->ahead, 0 - bytes);
+    an_atomic_bump64(&socket->ahead, 0 - bytes);
+    an_atomic_bump64(&port->ahead, 0 - bytes);
     if (socket->throttled && socket->ahead <= AN_AHEAD_OF_SOCKET / 2) {
         socket->throttled = false;
         make_ready_locked(port, socket);
@@ -222,7 +222,7 @@ void an_port_starve(an_port *port, an_socket *socket) {
     if (!socket->on_starved) {
         socket->on_starved = true;
         socket->starved_next = port->starved;
-        port->starved = socket;
+        an_atomic_store_pointer((void **)&port->starved, socket);
         an_socket_hold(socket);
     }
     an_mutex_unlock(&port->lock);
@@ -296,10 +296,12 @@ void an_port_leave(an_port *port, an_socket *socket) {
 }
 
 void an_port_feed(an_port *port) {
+    if (an_atomic_load_pointer((void *const *)&port->starved) == NULL)
+        return; /* one that is about to starve tries again by its timer */
     an_mutex_lock(&port->lock);
     while (port->starved != NULL) {
         an_socket *starved = port->starved;
-        port->starved = starved->starved_next;
+        an_atomic_store_pointer((void **)&port->starved, starved->starved_next);
         starved->on_starved = false;
         make_ready_locked(port, starved);
         an_socket_drop(starved);
@@ -344,7 +346,7 @@ int an_port_timer(an_port *port, an_operation *public_operation, int64_t delay_n
         error = AN_ENOMEM;
     else {
         an_timers_insert(&port->timers, &operation->more.timer, due_ns);
-        an_atomic_add64(&port->started[AN_TIMER], 1);
+        an_atomic_bump64(&port->started[AN_TIMER], 1);
         announce(port, due_ns);
     }
     an_mutex_unlock(&port->lock);
@@ -650,7 +652,7 @@ int an_port_post(an_port *port, an_operation *public_operation, void *state) {
     an_mutex_lock(&port->lock);
     int error = port->closed ? AN_EPORTCLOSED : 0;
     if (error == 0) {
-        an_atomic_add64(&port->started[AN_POST], 1);
+        an_atomic_bump64(&port->started[AN_POST], 1);
         queue_locked(port, &operation->record);
     }
     an_mutex_unlock(&port->lock);

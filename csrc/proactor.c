@@ -90,7 +90,8 @@ static int adapter_attach(struct an_backend *backend, an_socket *socket) {
 
 static bool adapter_detach(struct an_backend *backend, an_socket *socket) {
     struct an_reactor *mirror = mirror_of(backend);
-    backend->interface->remove(backend->reactor, socket->descriptor, socket->tag);
+    if (!backend->interface->forgets || !an_socket_is_sole_holder(socket))
+        backend->interface->remove(backend->reactor, socket->descriptor, socket->tag);
     if (mirror != NULL)
         backend->mirror_interface->remove(mirror, socket->descriptor, socket->tag);
     return false;

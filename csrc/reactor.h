@@ -34,12 +34,14 @@ struct an_reactor_interface {
     /* Edge-triggered, and silent of a stream that was neither connected nor listened on, which others report as hung up:
      * the adapter tries the first receive of a socket unasked, and so finds the misuse. */
     bool silent;
+    /* Closing the last descriptor of a file ends the watching: then remove may be left out. */
+    bool forgets;
     int (*open)(struct an_reactor **reactor);
     void (*close)(struct an_reactor *reactor);
     /* Watches a descriptor in both directions until remove. The low half of `tag` is a small index that no other
      * descriptor in the reactor has. Any thread. */
     int (*add)(struct an_reactor *reactor, an_descriptor descriptor, uint64_t tag);
-    /* After it no wait that begins later reports the tag. Before the descriptor is closed. Any thread. */
+    /* After it no wait that begins later reports the tag. Before the descriptor is closed (see forgets). Any thread. */
     void (*remove)(struct an_reactor *reactor, an_descriptor descriptor, uint64_t tag);
     /* Level-triggered reactors: report that direction once when it is ready. NULL: edge-triggered, each edge is
      * reported anyhow, and what was ready at add as well. Any thread. */

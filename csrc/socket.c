@@ -46,6 +46,8 @@ an_socket *an_socket_create(an_descriptor descriptor, int family, int type, int 
     return socket;
 }
 
+static void set_state(an_socket *socket, enum socket_state state) { an_atomic_store32(&socket->state, state); }
+
 /* Other types (SOCK_SEQPACKET) are connected and keep boundaries: neither half of the rules fits them. */
 static bool is_served(int type) { return an_os_is_stream(type) || an_os_is_datagram(type); }
 
@@ -116,10 +118,14 @@ int an_socket_detach(an_socket *socket, an_descriptor *descriptor) {
     } else {
         *descriptor = socket->descriptor;
         socket->descriptor = -1;
-        socket->state = SOCKET_CLOSED;
+        set_state(socket, SOCKET_CLOSED);
     }
     an_mutex_unlock(&socket->lock);
     return error;
+}
+
+bool an_socket_is_sole_holder(const an_socket *socket) {
+    return !socket->adopted && !socket->shown && socket->fork_count == an_fork_count();
 }
 
 /* Closing a descriptor tells the peer only when nobody else holds the file: another process, or the system itself
@@ -161,7 +167,7 @@ void an_socket_finish(an_socket *socket) {
     if (socket->state == SOCKET_CLOSED)
         return;
     bool polite = socket->state == SOCKET_FLUSHING && an_os_is_stream(socket->type) && !socket->listening;
-    socket->state = SOCKET_CLOSED;
+    set_state(socket, SOCKET_CLOSED);
     if (polite && !socket->ended && !socket->broken)
         an_os_end_politely(socket->descriptor);
     bool held = false;
@@ -187,14 +193,14 @@ void an_socket_abort(an_socket *socket) {
 static void close_child_copy(an_socket *socket) {
     if (socket->state == SOCKET_CLOSED)
         return;
-    socket->state = SOCKET_CLOSED;
+    set_state(socket, SOCKET_CLOSED);
     an_os_close(socket->descriptor);
     socket->descriptor = -1;
 }
 
 /* Receives end, sends go on. */
 static void flush(an_socket *socket) {
-    socket->state = SOCKET_FLUSHING;
+    set_state(socket, SOCKET_FLUSHING);
     while (socket->receive.head != NULL)
         an_operation_complete(socket, socket->receive.head, AN_ECANCELED);
     if (socket->transmit.head == NULL)
@@ -318,6 +324,7 @@ an_descriptor an_socket_descriptor(an_socket *socket) {
         return -1;
     an_mutex_lock(&socket->lock);
     an_descriptor descriptor = socket->state == SOCKET_OPEN ? socket->descriptor : -1;
+    socket->shown = true;
     an_mutex_unlock(&socket->lock);
     return descriptor;
 }
@@ -337,10 +344,7 @@ void an_socket_set_state(an_socket *socket, void *state) { an_atomic_store_point
 int an_socket_is_closed(an_socket *socket) {
     if (is_foreign(socket))
         return 1;
-    an_mutex_lock(&socket->lock);
-    int closed = socket->state != SOCKET_OPEN;
-    an_mutex_unlock(&socket->lock);
-    return closed;
+    return an_atomic_load32(&socket->state) != SOCKET_OPEN;
 }
 
 uint64_t an_socket_unsent(an_socket *socket) {

@@ -147,6 +147,32 @@ def test_an_echo_server_takes_one_receive_one_send_and_one_wait_for_a_message(si
         assert 300 - 1 <= waits <= 300 + 2 + slices
 
 
+def test_a_connection_is_watched_once_and_closed_without_another_word() -> None:
+    with echo_program() as (process, address):
+        for _ in range(20):
+            with dial(address) as client:
+                exchange(client, 1, 10)
+        count = 50
+        with counted(process) as counts:
+            for _ in range(count):
+                with dial(address) as client:
+                    exchange(client, 1, 10)
+                    client.shutdown(socket.SHUT_WR)
+                    assert client.recv(1) == b""
+            with dial(address) as client:  # the last one's end is behind it
+                exchange(client, 1, 10)
+        receives, sends, _, rest = split(counts)
+    # The second receive finds the end; each accept that found a connection is followed by one that
+    # finds none, unless there is another connection by then.
+    assert sends == count + 1
+    assert receives == 2 * count + 1
+    assert rest.pop("close") == count
+    assert rest.pop("epoll_ctl") == count + 1
+    assert rest.pop("setsockopt") == count + 1  # the program's own: TCP_NODELAY
+    assert count < rest.pop("accept4") <= 2 * (count + 1)
+    assert set(rest) <= {"mmap", "munmap", "brk"}  # the interpreter's memory
+
+
 # A server that does one thing for each line of its input, so that batches are the same each time.
 # The answer to "processor" is the CPU time used so far, in seconds.
 STEPS = """

@@ -66,7 +66,8 @@ static int add(struct an_reactor *reactor, an_descriptor descriptor, uint64_t ta
     return epoll_ctl(reactor->epoll, EPOLL_CTL_ADD, (int)descriptor, &event) < 0 ? errno : 0;
 }
 
-/* Not left to close: a forked child may hold the descriptor open, and the registration with it. */
+/* Left to close only by who knows that there is no other descriptor: one that a forked child holds open keeps the
+ * registration as well. */
 static void remove_descriptor(struct an_reactor *reactor, an_descriptor descriptor, uint64_t tag) {
     struct epoll_event unused = {0};
     (void)tag;
@@ -139,6 +140,7 @@ static void set_alarm(struct an_reactor *reactor, int64_t due_ns) {
 
 const struct an_reactor_interface an_reactor_epoll = {
     .name = "epoll",
+    .forgets = true,
     .open = open_reactor,
     .close = close_reactor,
     .add = add,

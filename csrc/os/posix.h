@@ -31,6 +31,11 @@ static inline uint64_t an_atomic_add64(uint64_t *value, uint64_t delta) {
 
 static inline uint64_t an_atomic_load64(const uint64_t *value) { return __atomic_load_n(value, __ATOMIC_RELAXED); }
 
+/* For a value with one writer at a time, whoever reads: no locked instruction. */
+static inline void an_atomic_bump64(uint64_t *value, uint64_t delta) {
+    __atomic_store_n(value, __atomic_load_n(value, __ATOMIC_RELAXED) + delta, __ATOMIC_RELAXED);
+}
+
 static inline void *an_atomic_load_pointer(void *const *value) { return __atomic_load_n(value, __ATOMIC_ACQUIRE); }
 
 static inline void an_atomic_store_pointer(void **value, void *stored) {

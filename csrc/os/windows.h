@@ -44,6 +44,11 @@ static inline uint64_t an_atomic_add64(uint64_t *value, uint64_t delta) {
 
 static inline uint64_t an_atomic_load64(const uint64_t *value) { return *(const volatile uint64_t *)value; }
 
+/* For a value with one writer at a time, whoever reads: no locked instruction. */
+static inline void an_atomic_bump64(uint64_t *value, uint64_t delta) {
+    *(volatile uint64_t *)value = an_atomic_load64(value) + delta;
+}
+
 static inline void *an_atomic_load_pointer(void *const *value) {
     void *loaded = *(void *const volatile *)value;
     MemoryBarrier();

@@ -73,6 +73,7 @@ enum helper {
     HELPER_PORT_CLOSED,     /* () -> exception */
     HELPER_NO_HANDLER,      /* () -> exception */
     HELPER_OTHER_PORT,      /* () -> exception */
+    HELPER_RESULT,          /* (completion) -> its result, or raises */
     HELPERS
 };
 
@@ -88,6 +89,7 @@ struct binding {
     PyObject *names[NAMES];
     PyObject *helpers[HELPERS];
     PyObject *empty; /* b"" */
+    PyObject *zero;  /* 0, the error of most completions */
     int inet;        /* the system's AF_INET, AF_INET6, SOCK_STREAM */
     int inet6;
     int stream;
@@ -186,8 +188,8 @@ struct completion_object {
     PyObject *data;
     PyObject *accepted;
     PyObject *address;
+    PyObject *error; /* an object, as the interpreter then finds it without a call */
     unsigned long long transferred;
-    int error;
     char truncated;
     char more;
 };

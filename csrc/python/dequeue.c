@@ -18,9 +18,8 @@ static struct completion_object *completion_create(const struct binding *binding
     if (completion == NULL)
         return NULL;
     completion->operation = completion->kind = completion->socket = completion->state = NULL;
-    completion->data = completion->accepted = completion->address = NULL;
+    completion->data = completion->accepted = completion->address = completion->error = NULL;
     completion->transferred = entry->transferred;
-    completion->error = entry->error;
     completion->truncated = (entry->flags & AN_TRUNCATED) != 0;
     completion->more = (entry->flags & AN_MORE) != 0;
     return completion;
@@ -124,6 +123,7 @@ static bool decode(struct port_object *port, struct batch *batch, const an_compl
         return false;
     bool whole = true;
     completion->kind = reference(binding->kinds[entry->kind]);
+    completion->error = entry->error == 0 ? reference(binding->zero) : PyLong_FromLong(entry->error);
     if (operation == NULL)
         describe_quiet(completion, entry);
     else if (operation->socket == NULL)
@@ -131,7 +131,7 @@ static bool decode(struct port_object *port, struct batch *batch, const an_compl
     else
         whole = describe(binding, completion, entry, operation);
     PyObject_GC_Track(completion);
-    if (!whole || PyList_Append(done, (PyObject *)completion) != 0) {
+    if (!whole || completion->error == NULL || PyList_Append(done, (PyObject *)completion) != 0) {
         Py_DECREF((PyObject *)completion);
         return false;
     }

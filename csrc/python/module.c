@@ -6,7 +6,7 @@
 static const char *const helper_names[HELPERS] = {
     "timeout_ns",      "nanoseconds", "integer",         "readable",   "writable",      "encode",
     "address_of",      "decode",      "file_descriptor", "refusal",    "dequeue_error", "start_error",
-    "associate_error", "port_closed", "no_handler",      "other_port",
+    "associate_error", "port_closed", "no_handler",      "other_port", "result",
 };
 
 static bool take_kinds(struct binding *binding, PyObject *kinds) {
@@ -71,13 +71,14 @@ static int module_exec(PyObject *module) {
             return -1;
     }
     binding->empty = PyBytes_FromStringAndSize(NULL, 0);
+    binding->zero = PyLong_FromLong(0);
     binding->completion_type = add_type(module, &fast_completion_spec);
     binding->operation_type = add_type(module, &fast_operation_spec);
     binding->socket_base = add_type(module, &fast_socket_spec);
     PyObject *port_type = add_type(module, &fast_port_spec);
     Py_XDECREF(port_type); /* the module has it */
-    bool whole = binding->empty != NULL && binding->completion_type != NULL && binding->operation_type != NULL &&
-                 binding->socket_base != NULL && port_type != NULL;
+    bool whole = binding->empty != NULL && binding->zero != NULL && binding->completion_type != NULL &&
+                 binding->operation_type != NULL && binding->socket_base != NULL && port_type != NULL;
     return whole ? 0 : -1;
 }
 
@@ -102,6 +103,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(binding->socket_base);
     Py_CLEAR(binding->socket_type);
     Py_CLEAR(binding->empty);
+    Py_CLEAR(binding->zero);
     for (int i = 0; i < AN_KIND_COUNT; i++)
         Py_CLEAR(binding->kinds[i]);
     for (int i = 0; i < NAMES; i++)

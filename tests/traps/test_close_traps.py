@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import socket
 import sys
 import time
@@ -14,6 +15,7 @@ import asyncio_native as an
 import pytest
 from support import (
     LOCAL,
+    PATIENCE,
     check_python,
     datagram,
     dial,
@@ -54,6 +56,33 @@ def test_a_close_with_nobody_dequeuing_tells_the_peer_at_once(
     completion = one(port)
     assert completion.operation is operation
     assert completion.error == errno.ECANCELED
+
+
+@pytest.mark.posix
+@pytest.mark.backends("epoll", "kqueue", "poll")  # the ring holds the file: it shuts the connection
+def test_what_comes_for_a_duplicate_of_a_closed_sockets_descriptor_wakes_nobody(
+    port: an.CompletionPort,
+) -> None:
+    listener, address = listening(port)
+    listener.accept()
+    with dial(address) as client:
+        sock, _ = one(port).result()
+        port.associate(sock)
+        sock.recv(multishot=True)
+        nothing(port)
+        with socket.socket(fileno=os.dup(sock.fileno())) as duplicate:
+            sock.close()
+            assert one(port).error == errno.ECANCELED
+            nothing(port)
+            duplicate.settimeout(PATIENCE)
+            waits = port.statistics().waits
+            rounds = 5
+            for _ in range(rounds):
+                client.sendall(b"x")
+                assert duplicate.recv(1) == b"x"
+                nothing(port, 0.01)
+            # One wait each, that lasts: what is still watched would end it and begin another.
+            assert port.statistics().waits - waits <= rounds + 1
 
 
 def test_a_close_of_a_stalled_socket_with_nobody_dequeuing_tells_the_peer(
