@@ -38,7 +38,7 @@ class Statistics:
     waits: int
     """Times that the system was asked for events."""
     wakeups: int
-    """Times that a thread had to wake the one that waits in the system."""
+    """Times that a thread had to wake one that waits in the system."""
     batches: int
     """Dequeues that returned at least one completion."""
     dequeued: int
@@ -55,6 +55,8 @@ class Statistics:
     """Gauge: timers pending, and sockets that have or had a deadline to be looked at."""
     gauge_in_flight: int
     """Gauge: operations started whose last completion was not dequeued yet."""
+    gauge_waiting: int
+    """Gauge: threads that wait in the system; with iocp all that dequeue and find nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,4 +103,5 @@ def read_statistics(counts: Any) -> Statistics:
         gauge_buffers=counts.gauge_buffers,
         gauge_timers=counts.gauge_timers,
         gauge_in_flight=counts.gauge_inflight,
+        gauge_waiting=counts.gauge_waiting,
     )

@@ -45,10 +45,15 @@ struct an_backend_interface {
     /* Whether wait looks at the port's ready list before it waits (an_port_take_ready, an_port_begin_wait); else it is
      * called with until_ns 0 when something stands there. */
     bool prepares;
-    /* Waits for events until `until_ns` (0: not at all) and performs what they allow. The leader, without locks.
-     * Returns 0 or AN_EINTR. */
+    /* Threads wait in the system together, each by a call of its own, and no follower waits outside: one event ends the
+     * wait of one of them, and so does one wake. What came they perform in turns (an_port_take_turn). Else one thread at a
+     * time waits, the leader. */
+    bool together;
+    /* Waits for events until `until_ns` (0: not at all) and performs what they allow. The leader, or any number of threads
+     * (together); without locks. Returns 0 or AN_EINTR. */
     int (*wait)(struct an_backend *backend, int64_t until_ns);
-    /* Ends a wait, also one that has not begun yet. Any thread. */
+    /* Ends a wait, also one that has not begun yet. Together: of one thread, each time; what a wait took of them it tells
+     * an_port_take_turn. Any thread. */
     void (*wake)(struct an_backend *backend);
     /* See an_port_descriptor. port.lock held. */
     int (*watch)(struct an_backend *backend, an_descriptor *descriptor);

@@ -7,7 +7,8 @@
  *   2. an_port.lock        queue, leader, ready list, timers, slots, counters. Never held across a system call other
  *                          than waking.
  *   3. an_pool.lock        free chunks.
- * "The leader" is the one thread that waits in the system (see port.c); some fields are its alone.
+ * "The leader" is the one thread that waits in the system and performs what came (see port.c); some fields are its alone.
+ * Where a backend has threads wait together, it is the one whose turn it is to perform.
  */
 #ifndef AN_CORE_H
 #define AN_CORE_H
@@ -85,9 +86,10 @@ void *an_block_data(struct an_block *block, bool with_address);
 
 /* ---- timers ---------------------------------------------------------------------------------------------------------- */
 
-enum timer_kind { TIMER_OF_OPERATION, TIMER_OF_SOCKET };
+enum timer_kind { TIMER_OF_OPERATION, TIMER_OF_SOCKET, TIMER_OF_BACKEND };
 
-/* Embedded in an operation (AN_TIMER) or a socket (the earliest of its deadlines). Protected by port.lock. */
+/* Embedded in an operation (AN_TIMER), a socket (the earliest of its deadlines) or a backend, which looks at the time in
+ * each pass: for it a pass is made when it is due. Protected by port.lock. */
 struct an_timer {
     int64_t due_ns;
     uint32_t place; /* index in the heap + 1; 0: not in the heap */
@@ -98,7 +100,7 @@ struct an_timers {
     struct an_timer **heap;
     uint32_t count;
     uint32_t capacity;
-    uint32_t reserved; /* who may stand in it: each associated socket, each AN_TIMER pending */
+    uint32_t reserved; /* who may stand in it: each associated socket, each AN_TIMER pending, the backend */
 };
 
 /* Reserves a place, so that putting a timer in cannot fail. False without memory. */
@@ -338,12 +340,14 @@ struct an_slot {
 struct an_port {
     struct an_mutex lock;
     struct an_condition changed; /* followers: the queue or the leader's place; closing: the last one left */
+    struct an_condition turn;    /* together: those who wait for their turn to perform */
     uint32_t references;         /* atomic: the user's handle, each associated socket */
     uint32_t fork_generation;    /* constant */
     uint32_t concurrency;        /* constant */
     uint32_t flags;              /* constant */
     const char *name;            /* constant, static */
     bool edge_triggered;         /* constant: the backend tells of readiness once, when it begins */
+    bool together;               /* constant: the backend has threads wait together */
     const struct an_backend_interface *interface; /* constant */
     struct an_backend *backend;                   /* constant until closed */
 
@@ -357,12 +361,17 @@ struct an_port {
     uint32_t inside;    /* threads in an_port_dequeue */
     uint32_t unpolled;  /* completions handed out since the system was last asked */
     uint32_t signalled; /* followers that were woken and have not run yet */
+    uint32_t wakes;     /* wake-ups of the backend that no wait has reported yet; at most one but for together */
+    /* When who waits in the system looks at the timers by himself; together: the first of those who are known to, AN_NEVER
+     * if none is. */
     int64_t leader_until_ns;
-    uintptr_t dequeuer; /* concurrency 1: the thread */
-    uint32_t closed;    /* atomic: written under the lock, read anywhere */
-    bool released;      /* closing is over */
-    bool wake_sent;     /* the backend was woken and has not reported it yet */
-    bool watched;       /* an_port_descriptor was called */
+    uint32_t waiting;    /* together: threads that wait in the system */
+    uint32_t contenders; /* together: threads that wait for their turn */
+    bool turn_passed;    /* together: one of them has it */
+    uintptr_t dequeuer;  /* concurrency 1: the thread */
+    uint32_t closed;     /* atomic: written under the lock, read anywhere */
+    bool released;       /* closing is over */
+    bool watched;        /* an_port_descriptor was called */
 
     an_socket *ready_head; /* sockets with work left over; the list holds references */
     an_socket *ready_tail;
@@ -416,6 +425,12 @@ int64_t an_port_begin_wait(an_port *port, int64_t until_ns);
 /* The leader came back from the system; `woken` as the system told. Queues timers that are due, and returns the sockets
  * whose deadlines are: linked by expired_next, the list holds references. port.lock held. */
 an_socket *an_port_begin_pass(an_port *port, bool woken);
+/* Together: this thread came back from the system, where it waited until `until_ns`, with `wakes` wake-ups; `laden`: with
+ * something to perform. True: it is its turn, from an_port_begin_pass to an_port_end_turn. False: there is nothing for it to
+ * perform, but something in the queue, and it is another one's turn. port.lock held, but not while it waits for its turn. */
+bool an_port_take_turn(an_port *port, int64_t until_ns, uint32_t wakes, bool laden);
+/* port.lock held. */
+void an_port_end_turn(an_port *port);
 /* The socket with that event tag, with a reference, or NULL. port.lock held. */
 an_socket *an_port_find(an_port *port, uint64_t tag);
 /* The time of this pass. The clock is read when it is needed: on some machines that is a system call. Leader only. */

@@ -8,6 +8,16 @@
  *            queue empty, no leader            events, or woken              nothing left to do
  *   (NONE) -----------------------> WAITING -------------------> PROCESSING ------------------> (NONE)
  *
+ * On a completion port of the system's own, threads wait in the system together and nobody follows. Then PROCESSING says
+ * that one of them performs, and WAITING that none does and at least one waits. What holds, under port.lock:
+ *   - one thread performs at a time, the others that came back with something wait for their turn, which is passed on: so
+ *     all that is the leader's is that thread's. Handling what was dequeued goes on side by side;
+ *   - whenever there is something in the queue or the ready list, or a timer is due before a waiting thread is known to look,
+ *     then nobody waits, or a thread is on its way to look: one performs, or has its turn to come, or a wake-up was sent that
+ *     no wait has reported. Who performs looks again before it leaves, and who leaves wakes one for what it leaves behind;
+ *   - no more wake-ups are under way than threads wait. One wait may take several of them: who took them hands on;
+ *   - one of the waiting threads looks after the timers, so that not all of them wake up for each.
+ *
  * Knows sockets only as what has a slot, a ready mark and a deadline; knows no backend by name.
  */
 #include "core.h"
@@ -28,6 +38,7 @@ void an_port_drop(an_port *port) {
     if (an_atomic_add32(&port->references, (uint32_t)-1) != 1)
         return;
     an_pool_destroy(&port->pool);
+    an_condition_destroy(&port->turn);
     an_condition_destroy(&port->changed);
     an_mutex_destroy(&port->lock);
     free(port->timers.heap);
@@ -48,6 +59,7 @@ static an_port *port_create(const an_port_options *options) {
     port->flags = options->flags;
     an_mutex_init(&port->lock);
     an_condition_init(&port->changed);
+    an_condition_init(&port->turn);
     an_pool_init(&port->pool);
     return port;
 }
@@ -66,6 +78,8 @@ int an_port_open(an_port **opened, const an_port_options *options) {
         an_port_drop(port);
         return error;
     }
+    port->together = port->interface->together;
+    port->leader_until_ns = AN_NEVER;
     *opened = port;
     return 0;
 }
@@ -77,9 +91,9 @@ int an_port_is_closed(an_port *port) { return an_port_is_foreign(port) || an_ato
 /* ---- waking ---------------------------------------------------------------------------------------------------------- */
 
 static void wake_backend(an_port *port) {
-    if (port->wake_sent)
+    if (port->wakes >= (port->together ? port->waiting : 1))
         return;
-    port->wake_sent = true;
+    port->wakes++;
     port->counts.wakeups++;
     port->interface->wake(port->backend);
 }
@@ -393,6 +407,8 @@ static an_socket *expire(an_port *port, int64_t now_ns) {
     bool expired = false;
     while ((timer = an_timers_expire(&port->timers, now_ns)) != NULL) {
         expired = true;
+        if (timer->kind == TIMER_OF_BACKEND)
+            continue;
         if (timer->kind == TIMER_OF_OPERATION) {
             an_timers_unreserve(&port->timers);
             queue_locked(port, &operation_of_timer(timer)->record);
@@ -457,7 +473,7 @@ int64_t an_port_begin_wait(an_port *port, int64_t until_ns) {
 an_socket *an_port_begin_pass(an_port *port, bool woken) {
     port->leader = LEADER_PROCESSING;
     if (woken)
-        port->wake_sent = false;
+        port->wakes = 0;
     port->now_ns = 0;
     return port->timers.count > 0 ? expire(port, an_port_now(port)) : NULL;
 }
@@ -479,6 +495,77 @@ static int lead(an_port *port, int64_t until_ns) {
     port->unpolled = 0;
     return error;
 }
+
+/* ---- waiting together --------------------------------------------------------------------------------------------------------------- */
+
+/* As lead, beside others who do the same. */
+static int join(an_port *port, int64_t until_ns) {
+    int64_t next_ns = an_timers_next(&port->timers);
+    if (port->ready_head != NULL)
+        until_ns = 0;
+    else if (next_ns < port->leader_until_ns)
+        until_ns = earlier(until_ns, next_ns);
+    if (until_ns > 0) {
+        port->waiting++;
+        port->leader_until_ns = earlier(until_ns, port->leader_until_ns);
+        if (port->leader == LEADER_NONE)
+            port->leader = LEADER_WAITING;
+    }
+    port->counts.waits++;
+    an_mutex_unlock(&port->lock);
+    int error = port->interface->wait(port->backend, until_ns);
+    an_mutex_lock(&port->lock);
+    port->unpolled = 0;
+    return error;
+}
+
+/* No thread performs, or none after this one. */
+static void rest(an_port *port) { port->leader = port->waiting > 0 ? LEADER_WAITING : LEADER_NONE; }
+
+static void await_turn(an_port *port) {
+    port->contenders++;
+    while (port->leader == LEADER_PROCESSING && !port->turn_passed)
+        an_condition_wait(&port->turn, &port->lock, AN_NEVER);
+    port->turn_passed = false;
+    port->contenders--;
+}
+
+bool an_port_take_turn(an_port *port, int64_t until_ns, uint32_t wakes, bool laden) {
+    assert(wakes <= port->wakes);
+    port->wakes -= wakes;
+    if (until_ns > 0)
+        port->waiting--;
+    if (until_ns == port->leader_until_ns)
+        port->leader_until_ns = AN_NEVER;
+    if (port->leader == LEADER_PROCESSING) {
+        if (!laden && port->head != NULL)
+            return false;
+        await_turn(port);
+    }
+    port->leader = LEADER_PROCESSING;
+    port->pass_bytes = 0;
+    return true;
+}
+
+/* Who gets the turn passed performs, so it stays PROCESSING all the while. */
+void an_port_end_turn(an_port *port) {
+    assert(port->leader == LEADER_PROCESSING && !port->turn_passed);
+    port->turn_passed = port->contenders > 0;
+    if (port->turn_passed)
+        an_condition_signal(&port->turn);
+    else
+        rest(port);
+}
+
+/* Who is on its way already hands on in its turn. */
+static void hand_on_together(an_port *port) {
+    bool late = an_timers_next(&port->timers) < port->leader_until_ns;
+    bool work_left = port->head != NULL || port->ready_head != NULL || late;
+    if (work_left && port->leader == LEADER_WAITING && port->wakes == 0)
+        wake_backend(port);
+}
+
+/* ---- following --------------------------------------------------------------------------------------------------------------------- */
 
 static void follow(an_port *port, int64_t until_ns) {
     port->followers++;
@@ -570,8 +657,9 @@ static int wait_for_batch(an_port *port, an_completion *completions, size_t max,
             *count = take(port, completions, max);
             return 0;
         }
-        if (port->leader == LEADER_NONE) {
-            int error = lead(port, port->head != NULL ? 0 : until_ns);
+        if (port->leader == LEADER_NONE || port->together) {
+            int64_t wait_until_ns = port->head != NULL ? 0 : until_ns;
+            int error = port->together ? join(port, wait_until_ns) : lead(port, wait_until_ns);
             if (port->head != NULL || port->closed)
                 continue;
             if (error != 0 && (error != AN_EINTR || (port->flags & AN_PORT_INTERRUPTIBLE) != 0))
@@ -617,6 +705,8 @@ int an_port_dequeue(an_port *port, an_completion *completions, size_t max, int64
         port->inside--;
         if (port->closed)
             an_condition_broadcast(&port->changed);
+        else if (port->together)
+            hand_on_together(port);
         else
             hand_on(port);
     }
@@ -704,6 +794,7 @@ int an_port_statistics(an_port *port, an_statistics *statistics) {
     statistics->gauge_buffers = an_atomic_load32(&port->pool.total);
     statistics->gauge_timers = port->timers.count;
     statistics->gauge_inflight = in_flight_locked(port);
+    statistics->gauge_waiting = port->together ? port->waiting : port->leader == LEADER_WAITING;
     an_mutex_unlock(&port->lock);
     return 0;
 }
@@ -713,6 +804,8 @@ int an_port_statistics(an_port *port, an_statistics *statistics) {
 static void send_dequeuers_away(an_port *port) {
     while (port->inside > 0) {
         if (port->leader == LEADER_WAITING)
+            wake_backend(port);
+        while (port->wakes < port->waiting) /* together: the others as well */
             wake_backend(port);
         an_condition_broadcast(&port->changed);
         an_condition_wait(&port->changed, &port->lock, AN_NEVER);

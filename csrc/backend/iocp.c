@@ -18,7 +18,8 @@
  * out, as the kernel's end of it does on POSIX, but not for ever.
  *
  * A request is begun and its packet worked on under the socket's lock, so that another thread that dequeues the packet
- * before the beginning call has returned waits for it. Any thread begins requests; the leader dequeues packets.
+ * before the beginning call has returned waits for it. Any thread begins requests. Those that dequeue wait in the kernel
+ * together, each for packets of its own, which they work on in turns ("leader" below: whose turn it is).
  * Sources: Microsoft's documentation of the calls named.
  */
 #if defined(_WIN32)
@@ -87,10 +88,17 @@ struct an_overlapped {
 struct an_backend {
     an_port *port;
     HANDLE native;
-    uint32_t outstanding;  /* atomic: requests pending */
-    struct an_mutex lock;  /* after a socket's */
-    an_socket *lingering;  /* lock: closed sockets whose last piece is on its way; the request holds them */
-    int64_t linger_due_ns; /* lock: none of them ends its lingering before */
+    uint32_t outstanding;         /* atomic: requests pending */
+    struct an_mutex lock;         /* after a socket's, never with the port's */
+    an_socket *lingering;         /* lock: closed sockets whose last piece is on its way; the request holds them */
+    int64_t linger_due_ns;        /* lock: none of them ends its lingering before */
+    struct an_timer linger_timer; /* port.lock: has a thread look then */
+};
+
+/* What one call took out of the completion port. */
+struct packets {
+    ULONG count;
+    uint32_t wakes; /* of them */
     OVERLAPPED_ENTRY entries[ENTRIES];
 };
 
@@ -457,15 +465,19 @@ static void await_transmit(an_socket *socket) {
 
 static void start_lingering(struct an_backend *backend, an_socket *socket) {
     struct an_overlapped *overlapped = socket->overlapped;
+    int64_t due_ns = overlapped->lingers_until_ns;
     an_mutex_lock(&backend->lock);
+    bool earliest = due_ns < backend->linger_due_ns; /* the first, as all linger for the same time */
     overlapped->lingering_previous = NULL;
     overlapped->lingering_next = backend->lingering;
     if (backend->lingering != NULL)
         backend->lingering->overlapped->lingering_previous = socket;
-    if (overlapped->lingers_until_ns < backend->linger_due_ns)
-        backend->linger_due_ns = overlapped->lingers_until_ns;
+    if (earliest)
+        backend->linger_due_ns = due_ns;
     backend->lingering = socket;
     an_mutex_unlock(&backend->lock);
+    if (earliest)
+        an_port_set_timer(backend->port, &backend->linger_timer, due_ns);
 }
 
 static void stop_lingering(struct an_backend *backend, an_socket *socket) {
@@ -487,7 +499,7 @@ static bool wants_reset(an_descriptor descriptor) {
     return error == 0 && linger.l_onoff != 0 && linger.l_linger == 0;
 }
 
-/* The peer gets the piece, and the end behind it. The leader is woken, as it must not sleep past the time. */
+/* The peer gets the piece, and the end behind it. */
 static void linger(struct an_backend *backend, an_socket *socket) {
     const int64_t longest_ns = INT64_C(10000000000); /* a peer that reads at all has read a piece by then */
     struct an_overlapped *overlapped = socket->overlapped;
@@ -495,11 +507,10 @@ static void linger(struct an_backend *backend, an_socket *socket) {
     overlapped->lingering = socket->descriptor;
     overlapped->lingers_until_ns = an_clock() + longest_ns;
     start_lingering(backend, socket);
-    PostQueuedCompletionStatus(backend->native, 0, KEY_WAKE, NULL);
 }
 
-/* Ends the lingering of those whose time has come: their packets follow. Returns when the next one's does. */
-static int64_t end_lingering(struct an_backend *backend, int64_t now_ns) {
+/* Ends the lingering of those whose time has come: their packets follow. */
+static void end_lingering(struct an_backend *backend, int64_t now_ns) {
     an_mutex_lock(&backend->lock);
     bool due = backend->linger_due_ns <= now_ns;
     int64_t next_ns = due ? AN_NEVER : backend->linger_due_ns;
@@ -515,7 +526,14 @@ static int64_t end_lingering(struct an_backend *backend, int64_t now_ns) {
     }
     backend->linger_due_ns = next_ns;
     an_mutex_unlock(&backend->lock);
-    return next_ns;
+    if (due && next_ns != AN_NEVER)
+        an_port_set_timer(backend->port, &backend->linger_timer, next_ns);
+}
+
+/* Leader. */
+static void look_after_lingering(struct an_backend *backend) {
+    if (an_atomic_load_pointer((void *const *)&backend->lingering) != NULL)
+        end_lingering(backend, an_clock());
 }
 
 /* Its socket was closed: what the kernel may have written to can go. */
@@ -566,10 +584,10 @@ static void work_on(const OVERLAPPED_ENTRY *entry) {
     an_socket_drop(socket);
 }
 
-static void work_on_all(struct an_backend *backend, ULONG count) {
-    for (ULONG i = 0; i < count; i++) {
-        if (backend->entries[i].lpCompletionKey == KEY_SOCKET)
-            work_on(&backend->entries[i]);
+static void work_on_all(const struct packets *packets) {
+    for (ULONG i = 0; i < packets->count; i++) {
+        if (packets->entries[i].lpCompletionKey == KEY_SOCKET)
+            work_on(&packets->entries[i]);
     }
 }
 
@@ -593,17 +611,29 @@ static void work_on_ready(an_port *port, an_socket *first) {
 
 /* ---- the interface, in the header's order ---------------------------------------------------------------------------------------- */
 
+/* A completion port holds packets back while as many threads run as its ConcurrentThreads says, by default one for each
+ * processor: threads that compute would keep the others waiting beside packets, and the one that closes the port beside the
+ * only one that dequeues. How many threads dequeue is the user's choice, so it holds nothing back. */
+static HANDLE make_completion_port(void) {
+    const DWORD unlimited = MAXDWORD;
+    return CreateIoCompletionPort(INVALID_HANDLE_VALUE, NULL, 0, unlimited);
+}
+
 static int iocp_open(struct an_backend **opened, an_port *port, const void *detail) {
     (void)detail;
     struct an_backend *backend = calloc(1, sizeof *backend);
-    if (backend == NULL)
+    if (backend == NULL || !an_timers_reserve(&port->timers)) {
+        free(backend);
         return AN_ENOMEM;
+    }
     backend->port = port;
     an_mutex_init(&backend->lock);
     backend->linger_due_ns = AN_NEVER;
-    backend->native = CreateIoCompletionPort(INVALID_HANDLE_VALUE, NULL, 0, 0);
+    backend->linger_timer.kind = TIMER_OF_BACKEND;
+    backend->native = make_completion_port();
     if (backend->native == NULL) {
         int error = (int)GetLastError();
+        an_timers_unreserve(&port->timers);
         free(backend);
         return error;
     }
@@ -611,12 +641,15 @@ static int iocp_open(struct an_backend **opened, an_port *port, const void *deta
     return 0;
 }
 
-static ULONG dequeue(struct an_backend *backend, DWORD milliseconds, int *error) {
-    ULONG count = 0;
-    *error = 0;
-    if (GetQueuedCompletionStatusEx(backend->native, backend->entries, ENTRIES, &count, milliseconds, FALSE))
-        return count;
-    *error = GetLastError() == WAIT_TIMEOUT ? 0 : (int)GetLastError();
+static int dequeue(struct an_backend *backend, DWORD milliseconds, struct packets *packets) {
+    ULONG count;
+    packets->count = 0; /* where the call fails; it may write a count all the same */
+    packets->wakes = 0;
+    if (!GetQueuedCompletionStatusEx(backend->native, packets->entries, ENTRIES, &count, milliseconds, FALSE))
+        return GetLastError() == WAIT_TIMEOUT ? 0 : (int)GetLastError();
+    packets->count = count;
+    for (ULONG i = 0; i < count; i++)
+        packets->wakes += packets->entries[i].lpCompletionKey == KEY_WAKE;
     return 0;
 }
 
@@ -625,8 +658,9 @@ static ULONG dequeue(struct an_backend *backend, DWORD milliseconds, int *error)
 static bool is_let_go(struct an_backend *backend) {
     enum { TRIES = 100, EACH_MS = 50 };
     for (int i = 0; i < TRIES && an_atomic_load32(&backend->outstanding) > 0; i++) {
-        int error;
-        work_on_all(backend, dequeue(backend, EACH_MS, &error));
+        struct packets packets;
+        if (dequeue(backend, EACH_MS, &packets) == 0)
+            work_on_all(&packets);
     }
     return an_atomic_load32(&backend->outstanding) == 0;
 }
@@ -727,23 +761,30 @@ static void iocp_shut(struct an_backend *backend, an_socket *socket, int how) {
     an_perform_transmit(socket);
 }
 
-static int iocp_wait(struct an_backend *backend, int64_t until_ns) {
+/* It is this thread's turn. port.lock held, but not meanwhile. */
+static void pass(struct an_backend *backend, const struct packets *packets) {
     an_port *port = backend->port;
-    int error;
-    bool lingers = an_atomic_load_pointer((void *const *)&backend->lingering) != NULL;
-    int64_t lingers_until_ns = lingers ? end_lingering(backend, an_clock()) : AN_NEVER;
-    int milliseconds = an_milliseconds_until(until_ns < lingers_until_ns ? until_ns : lingers_until_ns);
-    ULONG count = dequeue(backend, milliseconds < 0 ? INFINITE : (DWORD)milliseconds, &error);
-    bool woken = false;
-    for (ULONG i = 0; i < count; i++)
-        woken |= backend->entries[i].lpCompletionKey == KEY_WAKE;
-    an_mutex_lock(&port->lock);
-    an_socket *expired = an_port_begin_pass(port, woken);
+    an_socket *expired = an_port_begin_pass(port, false);
     an_socket *ready = an_port_take_ready(port);
     an_mutex_unlock(&port->lock);
     work_on_ready(port, ready); /* first: they have waited longer, and there is an end to what a pass receives */
-    work_on_all(backend, count);
+    work_on_all(packets);
     an_socket_expire_all(expired);
+    look_after_lingering(backend);
+    an_mutex_lock(&port->lock);
+}
+
+static int iocp_wait(struct an_backend *backend, int64_t until_ns) {
+    an_port *port = backend->port;
+    struct packets packets;
+    int milliseconds = an_milliseconds_until(until_ns);
+    int error = dequeue(backend, milliseconds < 0 ? INFINITE : (DWORD)milliseconds, &packets);
+    an_mutex_lock(&port->lock);
+    if (an_port_take_turn(port, until_ns, packets.wakes, packets.count > packets.wakes)) {
+        pass(backend, &packets);
+        an_port_end_turn(port);
+    }
+    an_mutex_unlock(&port->lock);
     return error;
 }
 
@@ -771,6 +812,7 @@ const struct an_backend_interface an_iocp = {
     .withdraw = iocp_withdraw,
     .shut = iocp_shut,
     .await = iocp_await,
+    .together = true,
     .wait = iocp_wait,
     .wake = iocp_wake,
     .watch = iocp_watch,

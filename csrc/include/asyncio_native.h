@@ -183,7 +183,7 @@ typedef struct an_statistics {
     uint64_t bytes_received;
     uint64_t bytes_sent;
     uint64_t waits;          /* times that the system was asked for events */
-    uint64_t wakeups;        /* times that a thread had to wake the one that waits in the system */
+    uint64_t wakeups;        /* times that a thread had to wake one that waits in the system */
     uint64_t batches;        /* dequeues that returned at least one completion */
     uint64_t dequeued;       /* completions returned */
     uint64_t batch_largest;  /* completions in the largest batch so far */
@@ -192,6 +192,7 @@ typedef struct an_statistics {
     uint64_t gauge_buffers;  /* gauge: receive buffers that the pool holds */
     uint64_t gauge_timers;   /* gauge: timers pending, and sockets that have or had a deadline to be looked at */
     uint64_t gauge_inflight; /* gauge: operations started whose last completion was not dequeued yet */
+    uint64_t gauge_waiting;  /* gauge: threads that wait in the system; with iocp all that dequeue and find nothing */
 } an_statistics;
 
 /* Counts of one socket since it was made; they only grow. */

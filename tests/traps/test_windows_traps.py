@@ -11,7 +11,18 @@ from typing import Any
 
 import asyncio_native as an
 import pytest
-from support import keep, nothing, one, pair, read_exactly, reset, settle, stdlib_pair
+from support import (
+    PATIENCE,
+    eventually,
+    keep,
+    nothing,
+    one,
+    pair,
+    read_exactly,
+    reset,
+    settle,
+    stdlib_pair,
+)
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "win32", reason="Windows' handles and completion ports"
@@ -134,6 +145,31 @@ def test_what_was_handed_over_arrives_although_the_socket_is_closed_at_once(
         got += len(piece)
         port.dequeue(0)
     assert got == transferred
+
+
+def test_threads_that_find_nothing_all_wait_in_the_kernel(port: an.CompletionPort) -> None:
+    count = 5
+    meeting = threading.Barrier(count)
+
+    def work() -> None:
+        one(port)
+        meeting.wait(PATIENCE)  # each handles one beside the others
+
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: port.statistics().gauge_waiting == count)
+    peers = []
+    for _ in range(count):
+        sock, peer = pair(port)
+        sock.recv()
+        peers.append(peer)
+    for peer in peers:
+        peer.sendall(b"x")
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not meeting.broken
+    assert port.statistics().gauge_waiting == 0
 
 
 def test_ctrl_c_ends_a_wait_for_ever(port: an.CompletionPort) -> None:
