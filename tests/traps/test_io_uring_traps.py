@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import resource
 import select
 import signal
 import socket
@@ -40,6 +39,8 @@ from support import (
     reset,
     settle,
 )
+
+resource = pytest.importorskip("resource", reason="io_uring is Linux's")
 
 pytestmark = pytest.mark.backends("io_uring")
 
