@@ -115,6 +115,7 @@ cdef extern from "asyncio_native_capi.h" nogil:
         uint64_t gauge_buffers
         uint64_t gauge_timers
         uint64_t gauge_inflight
+        uint64_t gauge_waiting
 
     ctypedef struct an_socket_statistics:
         uint64_t bytes_received

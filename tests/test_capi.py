@@ -58,7 +58,7 @@ RECORDED_SIZES = {
     "an_completion": 72,
     "an_backend_description": 176,
     "an_port_options": 16,
-    "an_statistics": 456,
+    "an_statistics": 464,
     "an_socket_statistics": 16,
 }
 RECORDED_ABI = 1
