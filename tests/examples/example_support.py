@@ -51,9 +51,12 @@ class Example:
     """A running example; on leaving it must end in order, unless the test has seen to that."""
 
     def __init__(self, name: str, backend: str, *arguments: str) -> None:
+        # -P: the current folder must not hide the installed package.
+        self.start([sys.executable, "-P", str(EXAMPLES / name), "--port", "0", *arguments], backend)
+
+    def start(self, command: list[str], backend: str) -> None:
         self.process = subprocess.Popen(
-            # -P: the current folder must not hide the installed package.
-            [sys.executable, "-P", str(EXAMPLES / name), "--port", "0", *arguments],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
