@@ -66,7 +66,7 @@ def test_the_other_blocks_are_one_program(backend: str) -> None:
 
 
 def test_the_c_block_is_the_example() -> None:
-    assert readme.blocks("c") == [(ROOT / "examples" / "echo.c").read_text("utf-8")]
+    assert readme.blocks("c") == [(ROOT / "examples" / "c_echo" / "echo.c").read_text("utf-8")]
 
 
 def test_the_commands_are_two_lines_with_environments_of_their_own() -> None:
