@@ -20,6 +20,7 @@ from bench.servers import PEER_PACKAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "bench" / "c"
+CYTHON_ECHO = ROOT / "examples" / "cython_echo"
 DEFAULT_FOLDER = ROOT / "build" / "bench"
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror")
 ALONE = ("echo_epoll", "echo_io_uring", "file_server", "load")
@@ -122,10 +123,24 @@ def digest() -> str:
     paths = [ROOT / "setup.py", ROOT / "pyproject.toml"]
     paths += [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".c", ".h", ".txt")]
     paths += (ROOT / "asyncio_native").rglob("*.py")
+    paths += (ROOT / "asyncio_native").rglob("*.pxd")
+    paths += [path for path in CYTHON_ECHO.rglob("*.*") if path.suffix in (".py", ".pyx", ".toml")]
     sums = hashlib.sha256()
     for path in sorted(paths):
         sums.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return sums.hexdigest()
+
+
+def install_cython_echo(pip: list[str], folder: Path) -> None:
+    """The example's server, against the asyncio_native that is there."""
+    run([*pip, "install", "-q", "cython>=3.1", "setuptools>=77"])
+    source = folder / "cython_echo"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(
+        CYTHON_ECHO, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "*.c")
+    )
+    install = ["install", "-q", "--force-reinstall", "--no-deps", "--no-build-isolation"]
+    run([*pip, *install, str(source)])
 
 
 def install_peers(pip: list[str], note: Path) -> dict[str, str]:
@@ -161,6 +176,7 @@ def build_environment(
         # Without liburing the extension would silently lack a backend.
         install = ["install", "-q", "--force-reinstall", "--no-deps", str(ROOT)]
         run([*pip, *install], ASYNCIO_NATIVE_LIBURING="yes")
+        install_cython_echo(pip, place)
         built.write_text(digest())
     listed = json.loads(run([*pip, "list", "--format=json"]))
     packages = {entry["name"]: entry["version"] for entry in listed}

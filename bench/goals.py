@@ -57,6 +57,8 @@ GOALS = (
     *against("c-io_uring", ECHOES, OURS, 1.08),
     *against("c-epoll", ECHOES, "capi-epoll-1", 1.03),
     *against("c-io_uring", ECHOES, "capi-io_uring-1", 1.03),
+    *against("c-epoll", ECHOES, "cython-epoll-1", 1.03),
+    *against("c-io_uring", ECHOES, "cython-io_uring-1", 1.03),
     *against("uvloop", ("echo-64x50",), "native-io_uring-plain-1", 1.00),
     *against("uvloop", ("echo-64x50",), "native-epoll-plain-1", 1.00),
     Goal("CPU per cycle", "cycles", OURS, 0.80, "uvloop"),

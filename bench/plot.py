@@ -19,10 +19,17 @@ SHEETS = {
     "echo": ("echo-64x50", "echo-64x1000", "echo-64x9000", "echo-16k", "echo-256k"),
     "more": ("cycles", "udp", "fanout", "busy", "latency", "memory"),
 }
-COLORS = {"c": "#9a9a9a", "capi": "#1f6f8b", "native": "#e07a1f", "peer": "#b9c7d1"}
+COLORS = {
+    "c": "#9a9a9a",
+    "capi": "#1f6f8b",
+    "cython": "#3f9e8f",
+    "native": "#e07a1f",
+    "peer": "#b9c7d1",
+}
 MEANING = {
     "c": "bare C",
     "capi": "C on asyncio-native",
+    "cython": "Cython on asyncio-native",
     "native": "Python on asyncio-native",
     "peer": "Python on an event loop",
 }

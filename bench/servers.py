@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Family = Literal["c", "capi", "native", "peer"]
+Family = Literal["c", "capi", "cython", "native", "peer"]
 
 ECHO = frozenset({"echo"})
 BUSY = frozenset({"echo", "busy"})
@@ -53,6 +53,12 @@ def capi(backend: str, concurrency: int, style: str = "quiet") -> Server:
     return Server(name, "capi", "echo_native", options)
 
 
+def cython(backend: str) -> Server:
+    """The handler in Cython on the installed package, of examples/cython_echo."""
+    options = (f"backend={backend}", "concurrency=1")
+    return Server(f"cython-{backend}-1", "cython", "cython_server.py", options, ECHO, "cython-echo")
+
+
 def peer(package: str, roles: frozenset[str] = EVERYTHING) -> Server:
     """An event loop for asyncio, from PyPI."""
     return Server(package, "peer", "loop_server.py", (f"loop={package}",), roles, package)
@@ -71,6 +77,7 @@ SERVERS = (
     Server("c-epoll", "c", "echo_epoll"),
     Server("c-io_uring", "c", "echo_io_uring"),
     *(capi(backend, concurrency) for backend in ("epoll", "io_uring") for concurrency in (0, 1)),
+    *(cython(backend) for backend in ("epoll", "io_uring")),
     *(native(backend, concurrency) for backend in ("epoll", "io_uring") for concurrency in (0, 1)),
     *(native(backend, 1, "plain") for backend in ("epoll", "io_uring")),
     peer("uvloop"),

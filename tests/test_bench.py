@@ -22,7 +22,10 @@ pytestmark = [pytest.mark.posix, pytest.mark.slow, pytest.mark.timeout(240)]
 
 SCENARIOS = ["echo-64x50", "echo-256k", "cycles", "udp", "fanout", "memory"]
 PYTHON_SERVERS = ["native-epoll-1", "native-io_uring-plain-1"]
-NATIVE_SERVERS = ["c-epoll", "c-io_uring", "capi-epoll-1", "capi-io_uring-1", *PYTHON_SERVERS]
+# The step `extensions` of .ci has it installed.
+CYTHON_SERVERS = ["cython-epoll-1"] if importlib.util.find_spec("cython_echo") else []
+C_SERVERS = ["c-epoll", "c-io_uring", "capi-epoll-1", "capi-io_uring-1"]
+NATIVE_SERVERS = [*C_SERVERS, *CYTHON_SERVERS, *PYTHON_SERVERS]
 
 
 def why_not() -> str:
