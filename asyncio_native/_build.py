@@ -9,7 +9,10 @@ project's root, and is not imported by the package.
 Environment, besides the usual CC, CFLAGS and LDFLAGS:
 
 ASYNCIO_NATIVE_LIBURING: "no" builds without the io_uring backend, "yes" fails where liburing is
-    missing; else it is built where liburing is found.
+    missing; a folder is where it was installed (include/liburing.h, lib/liburing.a); else it is
+    built where the compiler finds it.
+ASYNCIO_NATIVE_SYSTEM: "linux", "darwin" or "win32", as sys.platform has them, when CC compiles for
+    another system than this one (tools/wheels.py).
 ASYNCIO_NATIVE_SANITIZE: "address,undefined" builds with these sanitizers of gcc and clang, and with
     assertions, for debugging.
 ASYNCIO_NATIVE_KQUEUE: "stand-in" or "libkqueue" has the kqueue backend on Linux as well, on
@@ -36,8 +39,13 @@ SOURCES = ROOT / "csrc" / "sources.txt"
 # declares that it needs no interpreter lock: cffi's does, the other one would not be right to.
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 KQUEUE = os.environ.get("ASYNCIO_NATIVE_KQUEUE", "")
-BSD = sys.platform.startswith(("freebsd", "openbsd", "netbsd", "dragonfly"))
-MACOS = sys.platform == "darwin"
+SYSTEM = os.environ.get("ASYNCIO_NATIVE_SYSTEM") or sys.platform
+LINUX = SYSTEM.startswith("linux")
+BSD = SYSTEM.startswith(("freebsd", "openbsd", "netbsd", "dragonfly"))
+MACOS = SYSTEM == "darwin"
+WINDOWS = SYSTEM == "win32"
+# Cross compilers for Windows take gcc's flags.
+MSVC = WINDOWS and sys.platform == "win32"
 
 
 def compiler(*arguments: str) -> str:
@@ -50,32 +58,40 @@ def compiler(*arguments: str) -> str:
     return ended.stdout if ended.returncode == 0 else ""
 
 
-def find_liburing() -> str:
-    """The static library of liburing 2.3 or later, to be linked in; empty without one."""
+def find_liburing() -> tuple[str, list[str]]:
+    """The static library of liburing 2.3 or later, and its header's folder where it needs telling.
+
+    The library is to be linked in; empty without one.
+    """
     wanted = os.environ.get("ASYNCIO_NATIVE_LIBURING", "")
-    if not sys.platform.startswith("linux") or wanted == "no":
-        return ""
-    header = compiler("-D_GNU_SOURCE", "-E", "-include", "liburing.h", "-x", "c", os.devnull)
+    if not LINUX or wanted == "no":
+        return "", []
+    folder = Path(wanted) if os.path.isabs(wanted) else None
+    folders = [str(folder / "include")] if folder else []
+    flags = ["-D_GNU_SOURCE", *(f"-I{path}" for path in folders)]
+    header = compiler(*flags, "-E", "-include", "liburing.h", "-x", "c", os.devnull)
     library = compiler("-print-file-name=liburing.a").strip()
+    if folder:
+        library = str(folder / "lib" / "liburing.a")
     if "io_uring_submit_and_get_events" in header and os.path.isabs(library):
-        return library
+        return library, folders
     message = "liburing 2.3 or later is not here (Debian: liburing-dev): no io_uring backend"
-    if wanted == "yes":
+    if wanted:
         raise RuntimeError(message)
     print(message, file=sys.stderr)
-    return ""
+    return "", []
 
 
-LIBURING = find_liburing()
+LIBURING, LIBURING_HEADERS = find_liburing()
 
 PLATFORMS = {
-    "posix": os.name == "posix",
-    "linux": sys.platform.startswith("linux"),
+    "posix": not WINDOWS,
+    "linux": LINUX,
     "bsd": BSD,
     "macos": MACOS,
     "kqueue": BSD or MACOS or KQUEUE != "",
     "liburing": LIBURING != "",
-    "windows": sys.platform == "win32",
+    "windows": WINDOWS,
 }
 
 
@@ -99,7 +115,7 @@ def sources() -> list[str]:
         if words and all(PLATFORMS[platform] for platform in words[:-1]):
             paths.append(words[-1])
     # The hot paths are guarded by the interpreter lock, which a free-threaded one has not.
-    if sys.implementation.name == "cpython" and sys.platform != "win32" and not FREE_THREADED:
+    if sys.implementation.name == "cpython" and not WINDOWS and not FREE_THREADED:
         python = (ROOT / "csrc" / "python").glob("*.c")
         paths += sorted(path.relative_to(ROOT).as_posix() for path in python)
     else:
@@ -132,6 +148,10 @@ def version() -> str:
 def macros() -> list[tuple[str, str | None]]:
     """Macros for the compiler."""
     defined: list[tuple[str, str | None]] = [("AN_VERSION_STRING", f'"{version()}"')]
+    # The core serves this extension alone: another copy in the process must not meet its names.
+    defined.append(("AN_HIDDEN", "1"))
+    if LINUX:
+        defined.append(("_GNU_SOURCE", "1"))  # musl's headers of liburing's types ask for it
     if KQUEUE:
         defined.append(("AN_HAVE_KQUEUE", "1"))
     if LIBURING:
@@ -143,7 +163,7 @@ def macros() -> list[tuple[str, str | None]]:
 
 def compiler_flags() -> list[str]:
     """Flags for the C compiler; an -O in CFLAGS stands."""
-    if sys.platform == "win32":
+    if MSVC:
         return ["/std:c11", "/O2", "/W3"]
     # cffi's generated code has parameters that it does not use.
     flags = ["-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
@@ -157,7 +177,7 @@ def compiler_flags() -> list[str]:
 def linker_flags() -> list[str]:
     """Flags for the linker."""
     sanitizers = os.environ.get("ASYNCIO_NATIVE_SANITIZE")
-    flags = [f"-fsanitize={sanitizers}"] if sanitizers and sys.platform != "win32" else []
+    flags = [f"-fsanitize={sanitizers}"] if sanitizers and not MSVC else []
     # The names of liburing must not meet those of another copy in the process.
     return [*flags, "-Wl,--exclude-libs,ALL"] if LIBURING else flags
 
@@ -169,11 +189,16 @@ ffibuilder.set_source(
     '#include "asyncio_native.h"',
     sources=sources(),
     depends=[*headers(), SOURCES.relative_to(ROOT).as_posix(), "pyproject.toml"],
-    include_dirs=["csrc/include", "csrc", *(["tests/kqueue"] if KQUEUE == "stand-in" else [])],
+    include_dirs=[
+        "csrc/include",
+        "csrc",
+        *(["tests/kqueue"] if KQUEUE == "stand-in" else []),
+        *LIBURING_HEADERS,
+    ],
     define_macros=macros(),
     py_limited_api=not FREE_THREADED,
     extra_compile_args=[*compiler_flags(), *libkqueue("--cflags")],
     extra_link_args=[*linker_flags(), *libkqueue("--libs")],
     extra_objects=[LIBURING] if LIBURING else [],
-    libraries=["ws2_32", "mswsock", "iphlpapi"] if sys.platform == "win32" else [],
+    libraries=["ws2_32", "mswsock", "iphlpapi"] if WINDOWS else [],
 )

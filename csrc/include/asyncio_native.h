@@ -62,7 +62,8 @@
 extern "C" {
 #endif
 
-#if defined(__GNUC__)
+/* AN_HIDDEN: the core is part of another library, and not exported by it. */
+#if defined(__GNUC__) && !defined(AN_HIDDEN)
 #pragma GCC visibility push(default)
 #endif
 
@@ -438,7 +439,7 @@ static inline an_operation *an_operation_marked(an_operation *operation) {
     return (an_operation *)((uintptr_t)operation | 1);
 }
 
-#if defined(__GNUC__)
+#if defined(__GNUC__) && !defined(AN_HIDDEN)
 #pragma GCC visibility pop
 #endif
 
