@@ -22,7 +22,7 @@ from cross import BIN, llvm
 # What another extension in the process could meet, were there more of it.
 EXPORTED = {"PyInit__native", "PyInit__table", "PyInit__fast"}
 # The linker's own on macOS, in every library.
-LINKERS = {"__dso_handle", "_mh_dylib_header"}
+LINKERS = {"__dso_handle", "_mh_bundle_header", "_mh_dylib_header"}
 
 # What the system brings, by a part of the wheel's tag. The C runtime of Windows is in many pieces.
 SYSTEM_LIBRARIES = {

@@ -3,10 +3,10 @@
     python tools/liburing.py fetch SOURCE
     python tools/liburing.py build SOURCE PREFIX
 
-``fetch`` unpacks its source into the folder SOURCE, by apt-get from the distribution's archive,
-which verifies it; for that it needs Debian or Ubuntu, but not root. ``build`` installs the static
-library and the headers into PREFIX, for ``ASYNCIO_NATIVE_LIBURING=PREFIX``. CC may be a cross
-compiler; AR is the archiver for its objects.
+``fetch`` lays its source into the folder SOURCE: on Debian and Ubuntu by apt-get from the system's
+archive, which verifies it (without root); elsewhere by git, a commit that is named here. ``build``
+installs the static library and the headers into PREFIX, for ``ASYNCIO_NATIVE_LIBURING=PREFIX``. CC
+may be a cross compiler; AR is the archiver for its objects.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 
 FIRST = (2, 3)  # the first version with all that csrc/backend/ring.c calls
+REPOSITORY = "https://github.com/axboe/liburing"
+COMMIT = "4915f2af869876d892a1f591ee2c21be21c6fc5c"  # the tag liburing-2.3
 
 
 def source_entries() -> str:
@@ -35,7 +37,23 @@ def source_entries() -> str:
 
 
 def fetch(source: Path) -> None:
-    """Unpacks liburing's source into the folder."""
+    """Lays liburing's source into the folder."""
+    if shutil.which("apt-get"):
+        fetch_from_archive(source)
+    else:
+        fetch_from_repository(source, REPOSITORY)
+
+
+def fetch_from_repository(source: Path, repository: str) -> None:
+    """Takes the one commit, by its own number, which no one can give to another."""
+    subprocess.run(["git", "init", "-q", source], check=True)
+    command = ["git", "-C", source, "fetch", "-q", "--depth=1", repository, COMMIT]
+    subprocess.run(command, check=True)
+    subprocess.run(["git", "-C", source, "checkout", "-q", "FETCH_HEAD"], check=True)
+
+
+def fetch_from_archive(source: Path) -> None:
+    """Unpacks the source package of this Debian or Ubuntu."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "lists" / "partial").mkdir(parents=True)
