@@ -156,6 +156,8 @@ def macros() -> list[tuple[str, str | None]]:
         defined.append(("AN_HAVE_KQUEUE", "1"))
     if LIBURING:
         defined.append(("AN_HAVE_LIBURING", "1"))
+    if WINDOWS:  # else windows.h brings an older Winsock, and a macro `interface`
+        defined.append(("WIN32_LEAN_AND_MEAN", "1"))
     if not FREE_THREADED:
         defined.append(("Py_LIMITED_API", "0x030B0000"))
     return defined
