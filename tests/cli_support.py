@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
+from asyncio_native.cli.system import resident_bytes, scheduled_seconds
 from support import PATIENCE, keep
+
+#: For what a user does by a signal. Windows has no signals between processes but Ctrl-C and
+#: Ctrl-Break of a console.
+by_signal = pytest.mark.skipif(
+    sys.platform == "win32",
+    reason="Windows: a process cannot be sent SIGINT, SIGTERM or SIGUSR1, only be terminated",
+)
 
 #: -P: the current folder must not hide the installed package.
 COMMAND = [sys.executable, "-P", "-m", "asyncio_native"]
@@ -46,6 +55,19 @@ def assert_one_line_error(
         assert word in ended.stderr
 
 
+linux_limits = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux limits the descriptors of another process (prlimit)"
+)
+
+
+def limit_descriptors(process_id: int, limit: int) -> None:
+    """How many descriptors another process may have open; for tests marked `linux_limits`."""
+    assert sys.platform == "linux"
+    import resource
+
+    resource.prlimit(process_id, resource.RLIMIT_NOFILE, (limit, limit))
+
+
 class Echo:
     """A running `echo` command; on leaving it is ended if the test has not done so."""
 
@@ -77,8 +99,13 @@ class Echo:
 
     def _first_line(self) -> str:
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
-        line = self.process.stdout.readline() if ready else ""
+        # Windows' pipes cannot be waited for with a limit: a program that says nothing is ended.
+        limit = threading.Timer(PATIENCE, self.process.kill)
+        limit.start()
+        try:
+            line = self.process.stdout.readline()
+        finally:
+            limit.cancel()
         if not line.startswith("listening on "):
             self.process.kill()
             raise AssertionError(f"{line!r} {self.process.communicate()}")
@@ -93,6 +120,43 @@ class Echo:
         self.process.send_signal(number)
         output, errors = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, output, errors
+
+    def end_in_order(self) -> tuple[str, str]:
+        """Ends it, with status 0; the rest of both outputs.
+
+        On Windows it cannot be asked to end, only be terminated: it must still run then."""
+        if sys.platform != "win32":
+            status, *outputs = self.end()
+            assert status == 0
+            return outputs[0], outputs[1]
+        assert self.process.poll() is None
+        self.process.kill()
+        return self.process.communicate(timeout=PATIENCE)
+
+    def end_in_silence(self) -> None:
+        """Ends it in order; it has said nothing since its first line."""
+        assert self.end_in_order() == ("", "")
+
+
+def memory_of(process_id: int) -> int:
+    """The resident memory of another process in bytes."""
+    resident = resident_bytes(process_id)
+    if resident is None:
+        pytest.skip("this system does not tell the memory of another process")
+    return resident
+
+
+def processor_seconds(process_id: int) -> float:
+    """The processor time of another process, all its threads."""
+    if sys.platform == "win32":
+        from asyncio_native.cli import windows
+
+        seconds = windows.processor_seconds(process_id)
+    else:
+        seconds = scheduled_seconds(process_id)
+    if seconds is None:
+        pytest.skip("this system does not tell the processor time of another process")
+    return seconds
 
 
 def children(process_id: int) -> list[int]:
@@ -119,7 +183,11 @@ def has_ended(process_id: int) -> bool:
 
 
 def descriptors(process_id: int) -> int:
-    """How many descriptors another process has open; 0 if it has ended."""
+    """How many descriptors, or handles, another process has open; 0 if it has ended."""
+    if sys.platform == "win32":
+        from asyncio_native.cli import windows
+
+        return windows.handles(process_id) or 0
     try:
         return len(os.listdir(f"/proc/{process_id}/fd"))
     except OSError:

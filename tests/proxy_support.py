@@ -6,11 +6,12 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from typing import Any
 
 from cli_support import COMMAND, Echo
-from support import PATIENCE
+from support import PATIENCE, eventually
 
 
 def at(address: Any) -> str:
@@ -40,7 +41,10 @@ class Proxy(Echo):
         return self
 
     def statistics(self) -> dict[str, str]:
-        """What it prints on SIGUSR1; other lines that it has printed are kept in `told`."""
+        """What it prints on SIGUSR1; other lines that it has printed are kept in `told`.
+
+        For tests marked `by_signal`."""
+        assert sys.platform != "win32"
         assert self.process.stderr is not None
         descriptor = self.process.stderr.fileno()
         self.process.send_signal(signal.SIGUSR1)
@@ -56,3 +60,11 @@ class Proxy(Echo):
         self.told += before
         lines = block.splitlines()[1:]
         return {line[2:21].strip(): line[21:].strip() for line in lines}
+
+    def await_no_connections(self) -> None:
+        """Waits until it has none, as it says on SIGUSR1. On Windows it cannot be asked: there it
+        must still run."""
+        if sys.platform == "win32":
+            assert self.process.poll() is None
+        else:
+            eventually(lambda: self.statistics()["connections now"] == "0")

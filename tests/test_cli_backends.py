@@ -103,7 +103,6 @@ def test_help_is_on_standard_output(
     assert errors == ""
 
 
-@pytest.mark.posix
 def test_a_reader_that_is_gone_gives_no_traceback() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -11,19 +11,22 @@ import threading
 import time
 
 import pytest
-from asyncio_native.cli.system import resident_bytes
-from cli_support import Echo, assert_one_line_error, descriptors, run_cli
-from support import PATIENCE, pattern, read_exactly, read_to_end, why_not
-
-# For systems with POSIX signals and pipes to wait for; test_cli_windows.py has the others.
-resource = pytest.importorskip("resource", reason="drives the commands by POSIX signals")
+from cli_support import (
+    Echo,
+    assert_one_line_error,
+    by_signal,
+    descriptors,
+    limit_descriptors,
+    linux_limits,
+    memory_of,
+    run_cli,
+)
+from support import PATIENCE, pattern, read_exactly, read_to_end, reset, why_not
 
 #: A signal must end the server "within a fraction of a second"; the rest is for a busy machine.
 SIGNAL_SECONDS = 2.0
 
 MEBIBYTE = 1 << 20
-
-pytestmark = pytest.mark.posix
 
 
 def installed(tool: str, package: str) -> str:
@@ -59,7 +62,7 @@ def test_the_first_line_says_where_it_listens(backend: str) -> None:
         assert host == "127.0.0.1"
         assert port > 0
         assert echo.line == f"listening on 127.0.0.1:{port}\n"
-        assert echo.end() == (0, "", "")
+        echo.end_in_silence()
 
 
 def test_a_named_port_is_used() -> None:
@@ -129,15 +132,13 @@ def test_a_peer_that_half_closes_before_it_reads_several_mebibytes(backend: str)
 
 def test_a_client_that_floods_and_never_reads_costs_a_bounded_amount(backend: str) -> None:
     with Echo(backend) as echo:
-        before = resident_bytes(echo.process.pid)
+        before = memory_of(echo.process.pid)
         flooder = echo.dial()
         top = 256 * MEBIBYTE
         sent = send_until_refused(flooder, top)
-        after = resident_bytes(echo.process.pid)
+        after = memory_of(echo.process.pid)
         # Most of it lies in the kernel's buffers of both sides.
         assert sent < top // 2
-        assert before is not None
-        assert after is not None
         assert after - before < 8 * MEBIBYTE
 
         # Others are served meanwhile, and the flooder gets all that it sent once it reads.
@@ -146,7 +147,7 @@ def test_a_client_that_floods_and_never_reads_costs_a_bounded_amount(backend: st
             assert read_exactly(other, 12) == b"still there?"
         flooder.shutdown(socket.SHUT_WR)
         assert len(read_to_end(flooder)) == sent
-        assert echo.end() == (0, "", "")
+        echo.end_in_silence()
 
 
 def test_a_peer_that_resets_in_the_middle_harms_nobody(backend: str) -> None:
@@ -154,12 +155,11 @@ def test_a_peer_that_resets_in_the_middle_harms_nobody(backend: str) -> None:
         for _ in range(20):
             peer = echo.dial()
             peer.sendall(pattern(300_000))
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            peer.close()
+            reset(peer)
         with echo.dial() as other:
             other.sendall(b"alive")
             assert read_exactly(other, 5) == b"alive"
-        assert echo.end() == (0, "", "")
+        echo.end_in_silence()
 
 
 def test_socat(backend: str) -> None:
@@ -169,7 +169,7 @@ def test_socat(backend: str) -> None:
         host, port = echo.address
         command = [socat, "-t", str(PATIENCE), "-", f"TCP4:{host}:{port}"]
         assert echo_through(command, data) == data
-        assert echo.end() == (0, "", "")
+        echo.end_in_silence()
 
 
 def test_netcat(backend: str) -> None:
@@ -178,9 +178,10 @@ def test_netcat(backend: str) -> None:
     with Echo(backend) as echo:
         host, port = echo.address
         assert echo_through([nc, "-N", host, str(port)], data) == data
-        assert echo.end() == (0, "", "")
+        echo.end_in_silence()
 
 
+@by_signal
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly(backend: str, number: int) -> None:
     with Echo(backend) as echo, echo.dial() as peer:
@@ -192,6 +193,7 @@ def test_a_signal_ends_it_cleanly(backend: str, number: int) -> None:
         assert read_to_end(peer) == b""
 
 
+@by_signal
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_under_load(backend: str, number: int) -> None:
     with Echo(backend) as echo:
@@ -236,6 +238,7 @@ def test_a_bad_host_is_one_line_and_status_1(host: str) -> None:
     assert_one_line_error(run_cli("echo", "--host", host, "--port", "0"), 1, host)
 
 
+@by_signal
 def test_a_port_is_free_again_at_once() -> None:
     with Echo("auto") as first:
         peer = first.dial()
@@ -246,12 +249,12 @@ def test_a_port_is_free_again_at_once() -> None:
         assert second.address == first.address
 
 
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+@linux_limits
 def test_out_of_descriptors_is_said_once_and_the_server_goes_on(backend: str) -> None:
     with Echo(backend) as echo:
         pid = echo.process.pid
         limit = descriptors(pid) + 4
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+        limit_descriptors(pid, limit)
         peers = [echo.dial() for _ in range(12)]
         for number, peer in enumerate(peers):
             peer.sendall(pattern(100, number))
@@ -266,14 +269,14 @@ def test_out_of_descriptors_is_said_once_and_the_server_goes_on(backend: str) ->
         assert "ulimit -n" in errors
 
 
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+@linux_limits
 def test_it_goes_on_when_nobody_reads_what_it_reports(backend: str) -> None:
     with Echo(backend) as echo:
         assert echo.process.stderr is not None
         echo.process.stderr.close()
         pid = echo.process.pid
         limit = descriptors(pid) + 4
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+        limit_descriptors(pid, limit)
         peers = [echo.dial() for _ in range(12)]
         for number, peer in enumerate(peers):
             peer.sendall(pattern(100, number))

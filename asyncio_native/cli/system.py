@@ -78,7 +78,11 @@ def processors() -> int:
 
 
 def resident_bytes(process_id: int) -> int | None:
-    """The process' resident memory in bytes, of /proc/PID/statm; None where there is no /proc."""
+    """The process' resident memory in bytes: /proc/PID/statm, Windows' working set, else None."""
+    if sys.platform == "win32":
+        from . import windows
+
+        return windows.resident_bytes(process_id)
     numbers = _read_numbers(f"/proc/{process_id}/statm")
     return numbers[1] * os.sysconf("SC_PAGE_SIZE") if len(numbers) >= 2 else None
 
