@@ -12,7 +12,8 @@
   fails the test (`@pytest.mark.leaks_descriptors` lifts that).
 - Each test may take 60 s (pytest-timeout; ASYNCIO_NATIVE_TEST_TIMEOUT changes it).
   `@pytest.mark.slow` marks what takes over 2 s; it runs unless deselected with `-m "not slow"`.
-- `@pytest.mark.posix` skips a test elsewhere.
+- `@pytest.mark.posix(reason)` skips a test elsewhere.
+- Where this system's Python has no AF_UNIX (Windows), the tests of that family are deselected.
 
 The helpers for completions, sockets, peers and subprocesses are in `support.py`; test modules
 import them by `from support import one, drain, pair`.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import time
 from collections.abc import Iterator
 
@@ -59,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "backends(*names): speaks of these backends only",
         "dequeuing_threads: more than one thread dequeues from the fixture `port`",
         "leaks_descriptors: may leave descriptors open",
-        "posix: needs fork, signals or descriptors as POSIX has them",
+        "posix(reason): needs what POSIX alone has",
         "unix: needs AF_UNIX sockets in this system's Python",
         "peers: needs servers and clients of other projects",
     ):
@@ -78,15 +80,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     names = set(usable_backends())
     markers = [(item, item.get_closest_marker("backends")) for item in items]
     elsewhere = [item for item, marker in markers if marker and names.isdisjoint(marker.args)]
+    if not hasattr(socket, "AF_UNIX"):
+        elsewhere += [item for item in items if _of_unix(item)]
     config.hook.pytest_deselected(items=elsewhere)
-    items[:] = [item for item, marker in markers if not marker or not names.isdisjoint(marker.args)]
+    gone = set(elsewhere)
+    items[:] = [item for item in items if item not in gone]
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_SECONDS))
-        if os.name != "posix" and item.get_closest_marker("posix"):
-            item.add_marker(pytest.mark.skip(reason="this behaviour exists on POSIX only"))
+        if marker := item.get_closest_marker("posix"):
+            (reason,) = marker.args
+            if os.name != "posix":
+                item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("unix") and (reason := support.why_not("unix")):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _of_unix(item: pytest.Item) -> bool:
+    """Whether a test is about AF_UNIX: it is marked so, or has that family as a parameter."""
+    parameters = getattr(item, "callspec", None)
+    return item.get_closest_marker("unix") is not None or (
+        parameters is not None and parameters.params.get("family") == "unix"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

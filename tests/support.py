@@ -29,6 +29,7 @@ module too. `start_python` starts it and leaves talking to it to the test.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import socket
 import struct
@@ -43,6 +44,7 @@ from typing import Any
 
 import asyncio_native as an
 import pytest
+from asyncio_native.cli.system import resident_bytes
 
 #: Seconds that a helper waits before it fails. Slow instruments (sanitizers) may raise it.
 PATIENCE = float(os.environ.get("ASYNCIO_NATIVE_TEST_PATIENCE", "15"))
@@ -62,6 +64,19 @@ WINE = sys.platform == "win32" and hasattr(ctypes.WinDLL("ntdll"), "wine_get_ver
 
 #: The family of streams that takes no ports from others, where there is one.
 LOCAL = "unix" if "unix" in _FAMILY_NUMBERS else "ipv4"
+
+#: For tests that ask for `resident_memory()` or `open_count()`.
+tells_memory = pytest.mark.skipif(
+    sys.platform not in ("linux", "win32"),
+    reason="knows how to ask Linux and Windows alone for a process's memory and descriptors",
+)
+
+#: Wine makes each socket and each call on one by asking another process: what a test repeats to
+#: see whether something grows is divided by this.
+SLOWNESS = 10 if WINE else 1
+
+#: For tests of `CompletionPort.fileno()`.
+watchable = pytest.mark.posix("Windows has no descriptor that tells whether completions wait")
 
 _kept: list[socket.socket] = []
 _folders: list[tempfile.TemporaryDirectory[str]] = []
@@ -194,6 +209,35 @@ def open_descriptors() -> dict[int, str]:
         except OSError:
             continue  # the descriptor that listed the folder
     return found
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory; for tests marked `tells_memory`."""
+    gc.collect()
+    resident = resident_bytes(os.getpid())
+    assert resident is not None
+    return resident
+
+
+def open_count() -> int:
+    """How many descriptors, or handles on Windows, this process has open; likewise."""
+    if sys.platform == "win32":
+        from asyncio_native.cli import windows
+
+        return windows.handles(os.getpid()) or 0
+    return len(os.listdir("/proc/self/fd"))
+
+
+def is_inheritable(sock: an.AsyncSocket) -> bool:
+    """Whether programs that this one starts would have the socket as well."""
+    if sys.platform == "win32":
+        return os.get_handle_inheritable(sock.fileno())
+    return os.get_inheritable(sock.fileno())
+
+
+def is_non_blocking(sock: an.AsyncSocket) -> bool:
+    """What the system says; Windows cannot be asked, so there it is taken for so."""
+    return sys.platform == "win32" or not os.get_blocking(sock.fileno())
 
 
 def family_number(family: str) -> socket.AddressFamily:

@@ -18,7 +18,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytestmark = [pytest.mark.posix, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.posix("the load generator is a program for Linux"),
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+]
 
 SCENARIOS = ["echo-64x50", "echo-256k", "cycles", "udp", "fanout", "memory"]
 PYTHON_SERVERS = ["native-epoll-1", "native-io_uring-plain-1"]

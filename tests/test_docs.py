@@ -36,7 +36,6 @@ def program(page: Path) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.posix
 @pytest.mark.parametrize("name", with_blocks("python"))
 def test_the_python_blocks_of_a_page_are_one_program_that_prints_its_text_blocks(
     name: str, backend: str

@@ -32,6 +32,7 @@ from support import (
     settle,
     stall,
     stdlib_pair,
+    watchable,
 )
 
 ALL_BACKENDS = {"iocp", "io_uring", "epoll", "kqueue", "poll"}
@@ -428,7 +429,7 @@ def come_to_rest(port: an.CompletionPort) -> None:
         assert time.monotonic() < deadline, "readable for ever with nothing to dequeue"
 
 
-@pytest.mark.posix
+@watchable
 def test_fileno_is_quiet_when_nothing_can_come(port: an.CompletionPort) -> None:
     sock, _ = pair(port)
     sock.recv(multishot=True)
@@ -436,7 +437,7 @@ def test_fileno_is_quiet_when_nothing_can_come(port: an.CompletionPort) -> None:
     assert not readable(port, 0.1)
 
 
-@pytest.mark.posix
+@watchable
 def test_fileno_is_readable_when_data_came(port: an.CompletionPort) -> None:
     sock, peer = pair(port)
     sock.recv(multishot=True)
@@ -448,7 +449,7 @@ def test_fileno_is_readable_when_data_came(port: an.CompletionPort) -> None:
         come_to_rest(port)
 
 
-@pytest.mark.posix
+@watchable
 def test_fileno_is_readable_before_the_first_dequeue(port: an.CompletionPort) -> None:
     sock, peer = pair(port)
     sock.recv()
@@ -456,7 +457,7 @@ def test_fileno_is_readable_before_the_first_dequeue(port: an.CompletionPort) ->
     assert readable(port)
 
 
-@pytest.mark.posix
+@watchable
 def test_fileno_is_readable_for_a_new_connection(port: an.CompletionPort) -> None:
     listener, address = listening(port)
     listener.accept(multishot=True)
@@ -468,7 +469,7 @@ def test_fileno_is_readable_for_a_new_connection(port: an.CompletionPort) -> Non
     accepted.close()
 
 
-@pytest.mark.posix
+@watchable
 def test_fileno_is_readable_after_a_start_that_completed_at_once(port: an.CompletionPort) -> None:
     sock, _ = pair(port)
     come_to_rest(port)
@@ -478,7 +479,7 @@ def test_fileno_is_readable_after_a_start_that_completed_at_once(port: an.Comple
     come_to_rest(port)
 
 
-@pytest.mark.posix
+@watchable
 def test_fileno_is_readable_after_a_cancel(port: an.CompletionPort) -> None:
     sock, _ = pair(port)
     sock.recv()
@@ -488,7 +489,7 @@ def test_fileno_is_readable_after_a_cancel(port: an.CompletionPort) -> None:
     assert cancelled(one(port))
 
 
-@pytest.mark.posix
+@watchable
 def test_fileno_is_readable_after_a_post_from_another_thread(port: an.CompletionPort) -> None:
     come_to_rest(port)
     for _ in range(3):
@@ -500,7 +501,7 @@ def test_fileno_is_readable_after_a_post_from_another_thread(port: an.Completion
         come_to_rest(port)
 
 
-@pytest.mark.posix
+@watchable
 def test_fileno_stays_readable_while_dequeue_leaves_something_behind(
     port: an.CompletionPort,
 ) -> None:
@@ -514,7 +515,7 @@ def test_fileno_stays_readable_while_dequeue_leaves_something_behind(
     come_to_rest(port)
 
 
-@pytest.mark.posix
+@watchable
 def test_fileno_stays_readable_while_a_batch_leaves_data_behind(port: an.CompletionPort) -> None:
     sock, peer = pair(port)
     sock.recv(10, multishot=True)
@@ -528,7 +529,7 @@ def test_fileno_stays_readable_while_a_batch_leaves_data_behind(port: an.Complet
     come_to_rest(port)
 
 
-@pytest.mark.posix
+@watchable
 def test_fileno_reports_a_send_that_goes_on(port: an.CompletionPort) -> None:
     sock, peer = pair(port, small=True)
     send = stall(port, sock, 8 << 20)
@@ -545,7 +546,7 @@ def test_fileno_reports_a_send_that_goes_on(port: an.CompletionPort) -> None:
             port.dequeue_many(timeout=0)
 
 
-@pytest.mark.posix
+@watchable
 def test_an_asyncio_loop_can_watch_a_port(port: an.CompletionPort) -> None:
     sock, peer = pair(port)
     sock.recv(multishot=True)
@@ -574,7 +575,7 @@ def test_an_asyncio_loop_can_watch_a_port(port: an.CompletionPort) -> None:
     assert b"".join(seen) == b"abc"
 
 
-@pytest.mark.posix
+@watchable
 def test_fileno_is_the_same_each_time_and_minus_one_after_close(backend: str) -> None:
     port = an.CompletionPort(backend)
     assert port.fileno() >= 0

@@ -27,7 +27,7 @@ def test_every_python_block_is_run_by_a_test_here() -> None:
     assert readme.README.read_text("utf-8").count("```python") == 1 + len(rest)
 
 
-@pytest.mark.posix
+@pytest.mark.posix("ends the server by SIGINT, which no process can send to another on Windows")
 def test_the_first_block_is_an_echo_server(backend: str) -> None:
     source = readme.blocks("python")[0]
     address = '("127.0.0.1", 5555)'

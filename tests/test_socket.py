@@ -20,6 +20,8 @@ from support import (
     cancelled,
     drain,
     family_number,
+    is_inheritable,
+    is_non_blocking,
     keep,
     listening,
     nothing,
@@ -72,14 +74,12 @@ def test_a_new_socket_is_open_and_not_associated() -> None:
         assert sock.unsent == 0
 
 
-@pytest.mark.posix
 def test_a_socket_is_non_blocking_and_not_inherited() -> None:
     with an.AsyncSocket() as sock:
-        assert not os.get_blocking(sock.fileno())
-        assert not os.get_inheritable(sock.fileno())
+        assert is_non_blocking(sock)
+        assert not is_inheritable(sock)
 
 
-@pytest.mark.posix
 def test_an_accepted_socket_is_non_blocking_and_not_inherited(port: an.CompletionPort) -> None:
     listener, address = listening(port)
     listener.accept()
@@ -87,8 +87,8 @@ def test_an_accepted_socket_is_non_blocking_and_not_inherited(port: an.Completio
         accepted = one(port).accepted
         assert accepted is not None
         with accepted:
-            assert not os.get_blocking(accepted.fileno())
-            assert not os.get_inheritable(accepted.fileno())
+            assert is_non_blocking(accepted)
+            assert not is_inheritable(accepted)
 
 
 def test_an_unknown_family_raises_the_systems_error() -> None:
@@ -132,7 +132,6 @@ def test_adopt_takes_over_a_socket(family: str) -> None:
         assert sock.port is None
 
 
-@pytest.mark.posix
 def test_adopt_takes_over_a_descriptor() -> None:
     ours, peer = stdlib_pair()
     number = ours.detach()
@@ -143,13 +142,12 @@ def test_adopt_takes_over_a_descriptor() -> None:
     assert peer.recv(1) == b""
 
 
-@pytest.mark.posix
 def test_an_adopted_socket_becomes_non_blocking_and_is_not_inherited() -> None:
     ours, _ = stdlib_pair()
-    os.set_inheritable(ours.fileno(), True)
+    ours.set_inheritable(True)
     with an.AsyncSocket.adopt(ours) as sock:
-        assert not os.get_blocking(sock.fileno())
-        assert not os.get_inheritable(sock.fileno())
+        assert is_non_blocking(sock)
+        assert not is_inheritable(sock)
 
 
 def test_an_adopted_datagram_socket_knows_its_type() -> None:
@@ -182,7 +180,6 @@ def test_adopt_refuses_a_closed_socket() -> None:
         an.AsyncSocket.adopt(closed)
 
 
-@pytest.mark.posix
 def test_adopt_refuses_what_is_no_socket_and_leaves_it_open() -> None:
     with tempfile.TemporaryFile() as file:
         with pytest.raises(OSError) as caught:
@@ -206,7 +203,7 @@ def test_detach_gives_the_socket_back(family: str) -> None:
         assert peer.recv(1) == b"x"
 
 
-@pytest.mark.posix
+@pytest.mark.posix("Windows cannot be asked whether a socket is non-blocking")
 def test_a_detached_socket_knows_its_own_mode() -> None:
     with an.AsyncSocket().detach() as detached:
         assert detached.getblocking() == os.get_blocking(detached.fileno())

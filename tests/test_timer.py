@@ -32,6 +32,7 @@ from support import (
     stall,
     stdlib_datagram,
     stdlib_listener,
+    watchable,
 )
 
 #: Seconds by which a busy machine may be late. Never early is what the contract promises.
@@ -227,7 +228,7 @@ def test_a_timer_on_a_closed_port_raises(backend: str) -> None:
         port.timer(1)
 
 
-@pytest.mark.posix
+@watchable
 def test_fileno_becomes_readable_when_a_timer_is_due(port: an.CompletionPort) -> None:
     port.timer(0.2, "due")
     assert port.dequeue(timeout=0) is None
@@ -700,7 +701,7 @@ def test_deadlines_do_not_keep_the_processor_busy(port: an.CompletionPort) -> No
     assert time.process_time() - before < 0.3
 
 
-@pytest.mark.posix
+@watchable
 def test_fileno_becomes_readable_at_a_deadline(port: an.CompletionPort) -> None:
     sock, _ = pair(port)
     sock.recv(timeout=0.2)

@@ -24,10 +24,9 @@ from support import (
     settle,
     socket_path,
     stdlib_listener,
-    why_not,
 )
 
-pytestmark = pytest.mark.skipif(bool(why_not("unix")), reason=why_not("unix") or "it works")
+pytestmark = pytest.mark.unix
 
 
 def connecting(port: an.CompletionPort, path: str) -> tuple[an.AsyncSocket, an.Operation]:

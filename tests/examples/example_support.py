@@ -22,6 +22,11 @@ import pytest
 import readme
 from support import PATIENCE, dial
 
+#: The examples are ended as a user ends them.
+ended_by_signal = pytest.mark.posix(
+    "ends the example by SIGINT, which no process can send to another on Windows"
+)
+
 EXAMPLES = readme.README.parent / "examples"
 
 #: Which Debian package has a program.

@@ -9,10 +9,10 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from example_support import Example, line_from, say, start
+from example_support import Example, ended_by_signal, line_from, say, start
 from support import dial, eventually, read_to_end
 
-pytestmark = pytest.mark.posix
+pytestmark = ended_by_signal
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pytest
-from example_support import Example, flood, nc, resident_bytes, run
+from example_support import Example, ended_by_signal, flood, nc, resident_bytes, run
 from support import dial, eventually, pattern, read_to_end, reset
 
-pytestmark = pytest.mark.posix
+pytestmark = ended_by_signal
 
 BIG = pattern(5_000_000)
 TOO_LARGE = HTTPStatus(413).phrase  # CPython 3.13 has another one

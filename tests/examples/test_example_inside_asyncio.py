@@ -7,10 +7,10 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from example_support import Example, flood, nc, run
+from example_support import Example, ended_by_signal, flood, nc, run
 from support import PATIENCE, dial, eventually, pattern, read_to_end, reset
 
-pytestmark = pytest.mark.posix
+pytestmark = ended_by_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])

@@ -8,10 +8,10 @@ import socket
 
 import pytest
 from cli_support import children, command_line, has_ended
-from example_support import Example, flood, nc, resident_bytes, run
+from example_support import Example, ended_by_signal, flood, nc, resident_bytes, run
 from support import PATIENCE, dial, eventually, pattern, read_to_end
 
-pytestmark = pytest.mark.posix
+pytestmark = ended_by_signal
 
 TWO = ("--processes", "2")
 

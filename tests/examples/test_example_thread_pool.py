@@ -7,10 +7,10 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from example_support import Example, nc
+from example_support import Example, ended_by_signal, nc
 from support import dial, pattern
 
-pytestmark = pytest.mark.posix
+pytestmark = ended_by_signal
 
 
 def hashed(line: bytes) -> str:

@@ -6,10 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from example_support import Example, run, say, start
+from example_support import Example, ended_by_signal, run, say, start
 from support import eventually, reset
 
-pytestmark = pytest.mark.posix
+pytestmark = ended_by_signal
 
 #: What the example leaves to a client for its request.
 REQUEST_SECONDS = 10.0

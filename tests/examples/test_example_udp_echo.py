@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 
 import pytest
-from example_support import Example, line_from, run, say, start
+from example_support import Example, ended_by_signal, line_from, run, say, start
 from support import PATIENCE, pattern, stdlib_datagram
 
-pytestmark = pytest.mark.posix
+pytestmark = ended_by_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])

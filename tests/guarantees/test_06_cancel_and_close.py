@@ -180,7 +180,7 @@ def test_a_foreign_socket_with_the_same_number_is_not_disturbed(port: an.Complet
     settle(port)
 
 
-@pytest.mark.posix
+@pytest.mark.posix("only POSIX has files and sockets in one row of numbers, and takes the lowest")
 def test_a_foreign_file_with_the_same_number_is_not_disturbed(port: an.CompletionPort) -> None:
     for _ in range(100):
         sock, _ = pair(port)
@@ -195,7 +195,7 @@ def test_a_foreign_file_with_the_same_number_is_not_disturbed(port: an.Completio
         os.close(write_end)
 
 
-@pytest.mark.posix
+@pytest.mark.posix("only POSIX has files and sockets in one row of numbers, and takes the lowest")
 def test_the_descriptor_is_free_after_close(port: an.CompletionPort) -> None:
     sock, _ = pair(port)
     number = sock.fileno()

@@ -8,7 +8,11 @@ import signal
 import pytest
 from support import check_python, start_python
 
-pytestmark = [pytest.mark.posix]
+pytestmark = [
+    pytest.mark.posix(
+        "sends itself signals by os.kill, which terminates on Windows; for Ctrl-C see windows_traps"
+    )
+]
 
 INTERRUPT = """
     import os, signal, sys, threading, time

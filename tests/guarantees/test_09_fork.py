@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from support import check_python
 
-pytestmark = [pytest.mark.posix]
+pytestmark = [pytest.mark.posix("there is no fork on Windows")]
 
 # Each script forks; `in_child(function)` runs it in a child that lives until the pipe's end is
 # closed by `end_child()`, and reports what went wrong there.

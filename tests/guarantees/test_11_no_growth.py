@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import gc
 import socket
-import sys
 import time
 
 import asyncio_native as an
 import pytest
 from support import (
+    SLOWNESS,
     check_python,
     drain,
     keep,
@@ -19,10 +19,7 @@ from support import (
     pattern,
     pump,
     settle,
-)
-
-linux_only = pytest.mark.skipif(
-    sys.platform != "linux", reason="reads the process's memory from /proc"
+    tells_memory,
 )
 
 MEBIBYTE = 1 << 20
@@ -31,10 +28,6 @@ GROWTH = """
     import gc, sys
     import asyncio_native as an
     from support import *
-
-    def resident():
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
 
     port = an.CompletionPort()
     listener, address = listening(port, "{family}")
@@ -47,8 +40,7 @@ GROWTH = """
         for _ in range(count):
             life()
             release_kept()
-        gc.collect()
-        return resident()
+        return resident_memory()
 
     lives({count} // 5)
     before = lives(100)
@@ -81,15 +73,15 @@ ABANDONED = """client = dial(address)
         drain(port, 4)"""
 
 
-@linux_only
+@tells_memory
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("served", 20_000), ("abandoned", 3_000)])
 def test_connections_do_not_grow_memory(backend: str, name: str, count: int) -> None:
     life = {"served": SERVED, "abandoned": ABANDONED}[name]
-    check_python(GROWTH.format(family="ipv4", life=life, count=count), backend)
+    check_python(GROWTH.format(family="ipv4", life=life, count=count // SLOWNESS), backend)
 
 
-@linux_only
+@tells_memory
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "deed",
@@ -105,16 +97,12 @@ def test_connections_do_not_grow_memory(backend: str, name: str, count: int) -> 
     ],
 )
 def test_operations_do_not_grow_memory(backend: str, deed: str) -> None:
-    count = 2_000 if "CompletionPort" in deed else 30_000
+    count = (2_000 if "CompletionPort" in deed else 30_000) // SLOWNESS
     check_python(
         f"""
         import gc
         import asyncio_native as an
         from support import *
-
-        def resident():
-            with open("/proc/self/statm") as file:
-                return int(file.read().split()[1]) * 4096
 
         port = an.CompletionPort()
         sock, peer = pair(port)
@@ -127,8 +115,7 @@ def test_operations_do_not_grow_memory(backend: str, deed: str) -> None:
                         pass
             while port.dequeue_many(timeout=0):
                 pass
-            gc.collect()
-            return resident()
+            return resident_memory()
 
         deeds({count} // 5)
         before = deeds({count} // 5)
@@ -139,7 +126,7 @@ def test_operations_do_not_grow_memory(backend: str, deed: str) -> None:
     )
 
 
-@linux_only
+@tells_memory
 def test_memory_of_a_slow_reader_comes_back(backend: str) -> None:
     """What was copied for quiet sends is given back once it went out."""
     check_python(
@@ -148,23 +135,19 @@ def test_memory_of_a_slow_reader_comes_back(backend: str) -> None:
         import asyncio_native as an
         from support import *
 
-        def resident():
-            with open("/proc/self/statm") as file:
-                return int(file.read().split()[1]) * 4096
-
         port = an.CompletionPort()
-        before = resident()
+        before = resident_memory()
         for _ in range(3):
             sock, peer = pair(port, small=True)
             for _ in range(64):
                 sock.send(bytearray(1 << 20), quiet=True)
-            held = resident() - before
+            held = resident_memory() - before
             assert held > 32 << 20, held
             sock.close()
             peer.close()
             settle(port)
         gc.collect()
-        left = resident() - before
+        left = resident_memory() - before
         assert left < 16 << 20, left
         """,
         backend,

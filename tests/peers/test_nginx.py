@@ -13,7 +13,7 @@ import servers
 from proxy_support import Proxy
 from support import PATIENCE, pattern
 
-pytestmark = [pytest.mark.peers, pytest.mark.posix]
+pytestmark = [pytest.mark.peers, pytest.mark.posix("nginx is started as Debian has it")]
 
 BIG = pattern(servers.FILE_BYTES)
 SMALL = pattern(200)

@@ -13,7 +13,7 @@ import servers
 from proxy_support import Proxy
 from support import PATIENCE
 
-pytestmark = [pytest.mark.peers, pytest.mark.posix]
+pytestmark = [pytest.mark.peers, pytest.mark.posix("PostgreSQL is started as Debian has it")]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import servers
 from proxy_support import Proxy
 from support import PATIENCE, pattern
 
-pytestmark = [pytest.mark.peers, pytest.mark.posix]
+pytestmark = [pytest.mark.peers, pytest.mark.posix("redis is started as Debian has it")]
 
 
 @pytest.fixture(scope="module")

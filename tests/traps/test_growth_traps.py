@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import errno
 import gc
-import sys
 import weakref
 
 import asyncio_native as an
 import pytest
-from support import LOCAL, check_python, drain, one, pair, settle
-
-linux_only = pytest.mark.skipif(
-    sys.platform != "linux", reason="reads the process's memory and descriptors from /proc"
-)
+from support import LOCAL, check_python, drain, one, pair, settle, tells_memory
 
 
 def test_sockets_closed_with_operations_in_progress_are_given_back(
@@ -92,24 +87,14 @@ MEMORY = """
     import gc, os, random, socket
     import asyncio_native as an
     from support import LOCAL, drain, eventually, nothing, one, pair, pattern, pump, release_kept
-    from support import reset, settle
+    from support import SLOWNESS, open_count, reset, resident_memory, settle
 
     MEBIBYTE = 1 << 20
-    PAGE = os.sysconf("SC_PAGE_SIZE")
-
-    def resident():
-        gc.collect()
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * PAGE
-
-    def descriptors():
-        return len(os.listdir("/proc/self/fd"))
-
     port = an.CompletionPort()
 """
 
 
-@linux_only
+@tells_memory
 @pytest.mark.parametrize("piece", ["4 * MEBIBYTE", "65536"])
 @pytest.mark.parametrize("leaving", ["reads", "resets", "is closed"])
 def test_memory_returns_after_a_slow_reader_left(backend: str, leaving: str, piece: str) -> None:
@@ -121,7 +106,7 @@ def test_memory_returns_after_a_slow_reader_left(backend: str, leaving: str, pie
         piece = bytearray({piece})
         for _ in range(total // len(piece)):
             sock.send(piece, quiet=True)
-        peak = resident()
+        peak = resident_memory()
         assert sock.unsent > total // 2
         if leaving == "reads":
             data, completions = pump(port, peer, total)
@@ -138,11 +123,11 @@ def test_memory_returns_after_a_slow_reader_left(backend: str, leaving: str, pie
         return peak
 
     slow_reader({leaving!r}, 4 * MEBIBYTE)
-    before = resident()
+    before = resident_memory()
     peaks, after = [], []
     for _ in range(4):
         peaks.append(slow_reader({leaving!r}))
-        after.append(resident())
+        after.append(resident_memory())
     assert min(peaks) - before > 40 * MEBIBYTE, "the reader was not slow"
     grown = [(size - before) // MEBIBYTE for size in after]
     assert max(grown) <= 24, f"still resident after each: {{grown}} MiB"
@@ -152,7 +137,7 @@ def test_memory_returns_after_a_slow_reader_left(backend: str, leaving: str, pie
     )
 
 
-@linux_only
+@tells_memory
 def test_memory_returns_after_a_burst_that_nobody_dequeued(backend: str) -> None:
     """Reading ahead borrows buffers from the pool, which shrinks again."""
     check_python(
@@ -184,10 +169,10 @@ def test_memory_returns_after_a_burst_that_nobody_dequeued(backend: str) -> None
         return total
 
     burst()
-    before = resident()
+    before = resident_memory()
     for _ in range(5):
         assert burst() > 200 * 65536
-    grown = (resident() - before) // MEBIBYTE
+    grown = (resident_memory() - before) // MEBIBYTE
     assert grown <= 16, f"{grown} MiB more are resident"
     port.close()
 """,
@@ -195,7 +180,7 @@ def test_memory_returns_after_a_burst_that_nobody_dequeued(backend: str) -> None
     )
 
 
-@linux_only
+@tells_memory
 def test_connections_that_come_and_go_for_long_leave_nothing(backend: str) -> None:
     check_python(
         MEMORY
@@ -242,11 +227,11 @@ def test_connections_that_come_and_go_for_long_leave_nothing(backend: str) -> No
         settle(port)
 
     come_and_go(300)
-    before, open_before = resident(), descriptors()
-    come_and_go(2000)
-    grown = resident() - before
+    before, open_before = resident_memory(), open_count()
+    come_and_go(2000 // SLOWNESS)
+    grown = resident_memory() - before
     assert grown < 4 * MEBIBYTE, f"{grown // 1024} KiB for 2000 connections"
-    assert descriptors() <= open_before
+    assert open_count() <= open_before
     assert port.in_flight == 1
     listener.close()
     port.close()
@@ -255,7 +240,7 @@ def test_connections_that_come_and_go_for_long_leave_nothing(backend: str) -> No
     )
 
 
-@linux_only
+@tells_memory
 def test_ports_that_open_and_close_for_long_leave_nothing(backend: str) -> None:
     check_python(
         MEMORY
@@ -272,11 +257,11 @@ def test_ports_that_open_and_close_for_long_leave_nothing(backend: str) -> None:
             release_kept()
 
     open_and_close(50)
-    before, open_before = resident(), descriptors()
-    open_and_close(400)
-    grown = resident() - before
+    before, open_before = resident_memory(), open_count()
+    open_and_close(400 // SLOWNESS)
+    grown = resident_memory() - before
     assert grown < 4 * MEBIBYTE, f"{grown // 1024} KiB for 400 ports"
-    assert descriptors() <= open_before
+    assert open_count() <= open_before
     port.close()
 """,
         backend,
