@@ -53,7 +53,8 @@ struct request {
     bool withdrawn; /* its operation has ended already */
     bool handed;    /* a send: the kernel has a piece of it, which counts as gone */
     bool file;      /* TransmitFile of `bytes` */
-    DWORD bytes;
+    DWORD bytes;    /* of the file, or of the piece */
+    DWORD done;     /* of the piece, by requests before this one */
 };
 
 /* What came of a request. */
@@ -325,6 +326,18 @@ static void free_piece(struct an_overlapped *overlapped) {
     overlapped->file = -1;
 }
 
+/* Has the system send what did not go out yet of the piece. */
+static bool begin_piece(an_socket *socket, struct request *request, const an_address *address,
+                        struct outcome *outcome) {
+    WSABUF buffer = {.len = request->bytes - request->done, .buf = socket->overlapped->piece + request->done};
+    begin(socket, request);
+    int failed = address != NULL
+                     ? WSASendTo(native(socket), &buffer, 1, NULL, 0, (const struct sockaddr *)address->storage,
+                                 (int)address->length, &request->overlapped, NULL)
+                     : WSASend(native(socket), &buffer, 1, NULL, 0, &request->overlapped, NULL);
+    return is_over(socket, request, failed == 0, outcome);
+}
+
 static bool begin_send(an_socket *socket, struct request *request, struct operation *operation,
                        struct outcome *outcome) {
     bool addressed = operation->record.kind == AN_SENDTO;
@@ -337,13 +350,8 @@ static bool begin_send(an_socket *socket, struct request *request, struct operat
         return false;
     }
     socket->overlapped->piece = piece;
-    WSABUF buffer = {.len = (ULONG)an_perform_copy(operation, piece, length), .buf = piece};
-    begin(socket, request);
-    const an_address *address = operation->to.address;
-    int failed = addressed ? WSASendTo(native(socket), &buffer, 1, NULL, 0, (const struct sockaddr *)address->storage,
-                                       (int)address->length, &request->overlapped, NULL)
-                           : WSASend(native(socket), &buffer, 1, NULL, 0, &request->overlapped, NULL);
-    bool over = is_over(socket, request, failed == 0, outcome);
+    request->bytes = (DWORD)an_perform_copy(operation, piece, length);
+    bool over = begin_piece(socket, request, addressed ? operation->to.address : NULL, outcome);
     request->handed = !over || outcome->error == 0;
     if (request->handed)
         an_perform_sent(socket, operation, length);
@@ -412,10 +420,19 @@ static void connect_ended(an_socket *socket, struct operation *operation, int er
     an_perform_connected(socket, operation, error);
 }
 
+/* A stream's send may be done before its last byte: on a socket that does not block, says WSASend's documentation; Wine 8
+ * ends one so when the peer has shut down its side. */
+static bool is_short(const an_socket *socket, const struct request *request, struct outcome outcome) {
+    bool piece = request->handed && an_os_is_stream(socket->type);
+    return piece && outcome.error == 0 && outcome.bytes < request->bytes - request->done;
+}
+
 /* The request is over. Its operation stands where it was; but a send that was handed over has gone on, and a failure is
  * told to what stands behind it. */
 static void transmitting_ended(an_socket *socket, struct request *request, struct outcome outcome) {
     struct operation *operation = socket->transmit.head;
+    if (is_short(socket, request, outcome))
+        outcome.error = AN_EPIPE;
     free_piece(socket->overlapped);
     socket->transmit.ready = true;
     bool lost = request->handed && an_os_is_datagram(socket->type); /* as datagrams may be */
@@ -454,7 +471,7 @@ static void await_transmit(an_socket *socket) {
     if (request->pending || socket->transmit.retry_ns != AN_NEVER)
         return;
     request->withdrawn = request->handed = request->file = false; /* what the last one was */
-    request->bytes = 0;
+    request->bytes = request->done = 0;
     if (!begin_transmit(socket, request, &outcome))
         return;
     transmitting_ended(socket, request, outcome);
@@ -560,7 +577,13 @@ static void receive_packet(an_socket *socket, struct request *request) {
 }
 
 static void transmit_packet(an_socket *socket, struct request *request) {
-    transmitting_ended(socket, request, outcome_of(socket, request));
+    struct outcome outcome = outcome_of(socket, request);
+    if (is_short(socket, request, outcome)) {
+        request->done += outcome.bytes;
+        if (!begin_piece(socket, request, NULL, &outcome))
+            return;
+    }
+    transmitting_ended(socket, request, outcome);
     an_perform_transmit(socket);
 }
 

@@ -222,6 +222,27 @@ def test_an_end_from_the_peer_does_not_break_a_reply_that_is_under_way(
         assert [c.error for c in completions] == [0, 0]
 
 
+@pytest.mark.parametrize("ending", ["nothing", "close"])
+def test_an_end_from_the_peer_does_not_cut_off_what_the_system_has_of_a_send(
+    port: an.CompletionPort, family: str, ending: str
+) -> None:
+    """Wine 8 ends the kernel's part of such a send early, and says that it went well."""
+    sock, peer = pair(port, family, small=True)
+    data = pattern(65535)
+    with sock:
+        sock.send(data, quiet=True)
+        sock.recv()
+        assert settle(port) == []
+        peer.shutdown(socket.SHUT_WR)
+        assert one(port).result() == b""
+        assert settle(port) == []
+        if ending == "close":
+            sock.close(flush=True)
+        got, completions = pump(port, peer, len(data))
+        assert got == data
+        assert completions == []
+
+
 def test_after_our_own_disconnect_the_peers_data_still_comes(
     port: an.CompletionPort, family: str
 ) -> None:
