@@ -11,6 +11,7 @@ import sys
 from typing import Any, TypeAlias
 
 from ._arguments import integer
+from ._interpreter import FREE_THREADED
 from ._memory import address_of, memory
 from ._native import ffi, lib
 
@@ -40,6 +41,16 @@ _SCOPE_MAX = 2**32 - 1
 _CACHE_LIMIT = 4096
 """Addresses kept: each is about 400 bytes, and a server talks with few peers at a time."""
 _inet_cache: dict[tuple[str, int], Any] = {}
+
+
+def _forget() -> None:
+    """In a forked child: a thread that is not here may have locked the dict."""
+    global _inet_cache  # noqa: PLW0603
+    _inet_cache = {}
+
+
+if FREE_THREADED and hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def encode(family: int, address: Any) -> Any:

@@ -180,7 +180,7 @@ class Batch:
         self.late: dict[int, Operation] = {}
         self.strangers = port._strangers
         self.batches = port._batches
-        self.batches.add(weakref.ref(self, self.batches.discard))
+        self.batches.add(weakref.ref(self))
 
     def finish(self) -> list[Completion | None]:
         """Decodes the entries that are not decoded yet, gives all back and returns `done`."""
@@ -272,7 +272,10 @@ class Batch:
         """
         for reference in self.batches.copy():
             batch = reference()
-            if batch is None or batch is self or not batch.count[0]:
+            if batch is None:
+                self.batches.discard(reference)  # its thread has ended
+                continue
+            if batch is self or not batch.count[0]:
                 continue
             batch.late[operation._key] = operation
             if not batch.count[0]:

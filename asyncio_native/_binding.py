@@ -10,20 +10,14 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-
-def _free_threaded() -> bool:
-    """Whether it is a build whose threads run Python side by side, which has no C binding.
-
-    That counts on the interpreter lock. PYTHON_GIL=1 brings the lock back there, not the binding.
-    """
-    return "t" in getattr(sys, "abiflags", "")
+from ._interpreter import FREE_THREADED
 
 
 def _choose() -> str:
     wanted = os.environ.get("ASYNCIO_NATIVE_BINDING", "")
     if wanted not in ("", "c", "cffi"):
         raise ImportError(f"ASYNCIO_NATIVE_BINDING is c or cffi, not {wanted!r}")
-    if sys.implementation.name != "cpython" or _free_threaded() or sys.platform == "win32":
+    if sys.implementation.name != "cpython" or FREE_THREADED or sys.platform == "win32":
         if wanted == "c":
             raise ImportError("the binding in C is for CPython with the interpreter lock, on POSIX")
         return "cffi"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 import weakref
@@ -16,6 +17,7 @@ from ._batch import Batch, Remainder, Strangers, discard
 from ._completion import Completion
 from ._constants import POST, TIMER
 from ._errors import port_closed
+from ._interpreter import FREE_THREADED
 from ._native import ffi, lib
 from ._operation import Operation
 from ._port_base import (
@@ -48,6 +50,51 @@ class _ThreadLocal(threading.local):
     """The batch of a thread, while no call of that thread uses it."""
 
     batch: Batch | None = None
+
+
+class _Forks:
+    """The ports of the process, and what its forked children leave; for free threads.
+
+    There each dict has a lock, and a fork copies it as it is: one that another thread holds stays
+    locked in the child. The interpreter sees to its own, and we to what the threads share of ours.
+    """
+
+    def __init__(self) -> None:
+        self.left: list[object] = []
+        # Held across a fork, so that the tuple is not just being replaced. Reentrant: a signal
+        # handler may open a port.
+        self._lock = threading.RLock()
+        self._ports: tuple[weakref.ref[CompletionPort], ...] = ()
+
+    def watch(self) -> None:
+        """Has the interpreter tell of forks."""
+        os.register_at_fork(
+            before=self._lock.acquire,
+            after_in_parent=self._lock.release,
+            after_in_child=self._in_child,
+        )
+
+    def remember(self, port: CompletionPort) -> None:
+        """Adds a port, and drops those that are gone."""
+        mine = weakref.ref(port)
+        while mine not in self._ports:
+            before = self._ports
+            after = (*(other for other in before if other() is not None), mine)
+            with self._lock:
+                if self._ports is before:
+                    self._ports = after
+
+    def _in_child(self) -> None:
+        for reference in self._ports:
+            port = reference()
+            if port is not None:
+                port._forget()
+        self._lock.release()
+
+
+_forks = _Forks()
+if FREE_THREADED and hasattr(os, "register_at_fork"):
+    _forks.watch()
 
 
 class CompletionPort(PortBase):
@@ -88,6 +135,8 @@ class CompletionPort(PortBase):
         # Python runs signal handlers in this thread only.
         self._main_thread = threading.main_thread().ident
         self._handle = opened
+        if FREE_THREADED:
+            _forks.remember(self)
 
     @property
     def in_flight(self) -> int:
@@ -292,6 +341,17 @@ class CompletionPort(PortBase):
             for completion in left.completions:
                 if completion.accepted is not None:
                     completion.accepted.close()
+
+    def _forget(self) -> None:
+        """Leaves all that several threads have used, in a forked child of this process.
+
+        A thread that is not here may have locked it. It stays in memory, as giving it back would
+        take the locks.
+        """
+        _forks.left.append((self._operations, self._flushes, self._sockets, self._lingering))
+        _forks.left.append((self._abandoned, self._batches, self._local))
+        self._operations, self._flushes, self._sockets, self._lingering = {}, {}, {}, {}
+        self._abandoned, self._batches, self._local = deque(), set(), _ThreadLocal()
 
     def __del__(
         self,

@@ -450,7 +450,9 @@ class AsyncSocket(SocketBase):
         self,
         _lib: Any = lib,
         _warn: Callable[..., None] = warnings.warn,
+        _flush: int = _FLUSH,
     ) -> None:
+        # What it needs is bound here: at the interpreter's exit the module may be empty already.
         try:
             handle = self._handle
         except AttributeError:
@@ -468,10 +470,10 @@ class AsyncSocket(SocketBase):
                 port._sockets.pop(self._key, None)
                 # No use of the handle from here on, also by a finalizer that still finds us.
                 del self._handle
-                _lib.an_socket_free(handle, _FLUSH)
+                _lib.an_socket_free(handle, _flush)
         else:
             del self._handle
-            _lib.an_socket_free(handle, _FLUSH)
+            _lib.an_socket_free(handle, _flush)
         if text:
             _warn(text, ResourceWarning, stacklevel=2, source=self)
 
