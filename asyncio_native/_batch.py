@@ -100,7 +100,8 @@ class Strangers:
         self.handler: Callable[[int, list[Any]], None] | None = None
         self.counts = False
         self.ended: dict[int, Operation] = {}
-        self.lock = threading.Lock()
+        # Reentrant: a signal handler may dequeue.
+        self.lock = threading.RLock()
 
     def count(self, operation: Operation) -> None:
         """A completion with `more` was decoded."""

@@ -349,9 +349,10 @@ class CompletionPort(PortBase):
         take the locks.
         """
         _forks.left.append((self._operations, self._flushes, self._sockets, self._lingering))
-        _forks.left.append((self._abandoned, self._batches, self._local))
+        _forks.left.append((self._abandoned, self._batches, self._local, self._strangers))
         self._operations, self._flushes, self._sockets, self._lingering = {}, {}, {}, {}
         self._abandoned, self._batches, self._local = deque(), set(), _ThreadLocal()
+        self._strangers = Strangers()
 
     def __del__(
         self,
