@@ -222,7 +222,7 @@ def test_what_is_closed_gives_no_handle(probe: Any, backend: str) -> None:
 
 
 @needs_cython
-@pytest.mark.posix
+@pytest.mark.posix("forks")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_gets_no_handle(probe: Any, port: an.CompletionPort) -> None:
     sock, _ = pair(port)

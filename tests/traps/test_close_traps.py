@@ -58,7 +58,7 @@ def test_a_close_with_nobody_dequeuing_tells_the_peer_at_once(
     assert completion.error == errno.ECANCELED
 
 
-@pytest.mark.posix
+@pytest.mark.posix("duplicates a descriptor, which a socket on Windows does not have")
 @pytest.mark.backends("epoll", "kqueue", "poll")  # the ring holds the file: it shuts the connection
 def test_what_comes_for_a_duplicate_of_a_closed_sockets_descriptor_wakes_nobody(
     port: an.CompletionPort,
