@@ -14,6 +14,7 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 HEADER = ROOT / "csrc" / "include" / "asyncio_native.h"
+EXTENSIONS_HEADER = HEADER.with_name("asyncio_native_capi.h")
 HEADER_SECTIONS = DOCS / "_build" / "header"
 
 # The binding whose classes are in Python, with signatures and types. The other has the same.
@@ -57,7 +58,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|enum|os|socket|stdlib|types|typing)\..*"),
     # What the page on Python says in words.
     ("py:.*", r"Address|asyncio_native\._\w+\.HasFileno"),
-    ("c:identifier", r"(u?int\d+_t|size_t|intptr_t|sockaddr)"),
+    ("c:identifier", r"(u?int\d+_t|size_t|intptr_t|sockaddr|PyObject)"),
 ]
 
 PARAMETER = r"(?:(?<=\. )|^)((?:{names})(?:, (?:{names}))*): "
@@ -138,7 +139,7 @@ def literal_unless_a_name(_app: Any, _env: Any, node: Any, shown: Any) -> Any:
 
 def write_header_sections(_app: Any) -> None:
     """Hawkmoth reads files."""
-    header.write_sections(HEADER, HEADER_SECTIONS)
+    header.write_sections(HEADER, EXTENSIONS_HEADER, HEADER_SECTIONS)
 
 
 def read_sources(_app: Any) -> None:

@@ -21,6 +21,10 @@ typedef unsigned long uint64_t;
 """
 """What <stddef.h> and <stdint.h> declare of what the header uses."""
 
+PYTHON_TYPES = "typedef struct _object PyObject;\n"
+"""And <Python.h> of what the header for extensions uses."""
+
+PYTHON_OBJECTS = re.compile(r"/\* python: begin \*/(.*)/\* python: end \*/", re.DOTALL)
 DECLARATIONS = re.compile(r"/\* cdef: begin \*/(.*)/\* cdef: end \*/", re.DOTALL)
 TITLE = re.compile(r"^/\* ---- (.+?) -+ \*/$", re.MULTILINE)
 ERROR = re.compile(r"^#define AN_E\w+ E\w+ +/\* .+? \*/$", re.MULTILINE)
@@ -63,10 +67,14 @@ def _marked_up(text: str) -> str:
     return OURS.sub(r":c:expr:`\1`", text)
 
 
-def write_sections(header: Path, folder: Path) -> None:
-    """Writes each section's file into a folder."""
+def write_sections(header: Path, extensions: Path, folder: Path) -> None:
+    """Writes each section's file into a folder; the header for extensions is one of them."""
     folder.mkdir(parents=True, exist_ok=True)
     found = sections(header.read_text("utf-8"))
     for title, section in found.items():
         types = TYPES if title == "types" else TYPES + found["types"]
         (folder / file_name(title)).write_text(f"{types}\n{documented(section)}\n", "utf-8")
+    (objects,) = PYTHON_OBJECTS.findall(extensions.read_text("utf-8"))
+    objects = TITLE.sub("", objects)
+    types = TYPES + found["types"] + PYTHON_TYPES
+    (folder / "python-objects.h").write_text(f"{types}\n{documented(objects)}\n", "utf-8")

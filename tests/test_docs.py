@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import asyncio_native as an
 import pytest
 import readme
+from capi_support import compile_cython, needs_cython
 from support import check_python
 
 DOCS = readme.README.parent / "docs"
@@ -36,12 +38,32 @@ def program(page: Path) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("name", with_blocks("python"))
+def without_cython(pages: list[str]) -> list[str]:
+    """Those that need no module of Cython's."""
+    return [page for page in pages if page not in with_blocks("cython")]
+
+
+@pytest.mark.parametrize("name", without_cython(with_blocks("python")))
 def test_the_python_blocks_of_a_page_are_one_program_that_prints_its_text_blocks(
     name: str, backend: str
 ) -> None:
     page = DOCS / name
     assert check_python(program(page), backend) == "".join(readme.blocks("text", page))
+
+
+@needs_cython
+@pytest.mark.parametrize("name", with_blocks("cython"))
+def test_the_cython_blocks_of_a_page_are_the_module_that_its_python_blocks_import(
+    name: str, backend: str, tmp_path: Path
+) -> None:
+    page = DOCS / name
+    (module,) = set(re.findall(r"^from (\w+) import (?!annot)", program(page), re.MULTILINE))
+    source = tmp_path / f"{module}.pyx"
+    source.write_text("\n".join(readme.blocks("cython", page)), "utf-8")
+    compile_cython(source, tmp_path)
+    find = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    output = check_python(find + program(page), backend)
+    assert output == "".join(readme.blocks("text", page))
 
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C compiler `cc`")
@@ -51,18 +73,20 @@ def test_the_c_blocks_of_a_page_compile_as_one_file(name: str, tmp_path: Path) -
     source.write_text("\n".join(readme.blocks("c", DOCS / name)), "utf-8")
     assert COMPILER is not None
     options = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
-    command = [COMPILER, *options, f"-I{an.get_include()}", str(source)]
+    options += [f"-I{an.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    command = [COMPILER, *options, str(source)]
     compiled = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert compiled.returncode == 0, compiled.stderr
 
 
 def test_there_is_code_of_both_languages() -> None:
     assert len(with_blocks("python")) >= 10
-    assert len(with_blocks("c")) >= 1
+    assert len(with_blocks("c")) >= 2
+    assert len(with_blocks("cython")) >= 1
     for page in PAGES:
         fences = re.findall(r"^ *```(.*)$", page.read_text("utf-8"), re.MULTILINE)
         assert len(fences) % 2 == 0, page
-        assert set(fences[::2]) <= {"python", "c", "text", "sh", "{toctree}"}, page
+        assert set(fences[::2]) <= {"python", "c", "cython", "text", "sh", "{toctree}"}, page
 
 
 def test_links_between_pages_lead_to_pages() -> None:
@@ -91,4 +115,6 @@ def test_every_public_name_of_the_module_is_in_the_reference() -> None:
 def test_every_section_of_the_header_is_in_the_reference() -> None:
     header = (ROOT / "csrc" / "include" / "asyncio_native.h").read_text("utf-8")
     text = (DOCS / "reference" / "c.rst").read_text("utf-8")
-    assert text.count(".. c:autodoc:: ") == 1 + len(re.findall(r"^/\* ---- ", header, re.MULTILINE))
+    sections = re.findall(r"^/\* ---- ", header, re.MULTILINE)
+    # Beside them the errors, and what the header for extensions adds.
+    assert text.count(".. c:autodoc:: ") == len(sections) + 2

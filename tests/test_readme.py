@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncio_native as an
 import pytest
 import readme
+from capi_support import compile_cython, load, needs_cython
 from support import PATIENCE, check_python, dial, read_exactly, read_to_end, start_python
 
 ROOT = readme.README.parent
@@ -67,6 +68,18 @@ def test_the_other_blocks_are_one_program(backend: str) -> None:
 
 def test_the_c_block_is_the_example() -> None:
     assert readme.blocks("c") == [(ROOT / "examples" / "c_echo" / "echo.c").read_text("utf-8")]
+
+
+@needs_cython
+def test_the_cython_block_is_a_module(port: an.CompletionPort, tmp_path: Path) -> None:
+    (block,) = readme.blocks("cython")
+    source = tmp_path / "draining.pyx"
+    source.write_text(block, "utf-8")
+    draining = load(compile_cython(source, tmp_path))
+    for number in range(100):
+        port.post(number)
+    assert [c.state for c in draining.drain(port)] == list(range(100))
+    assert draining.drain(port) == []
 
 
 def test_the_commands_are_two_lines_with_environments_of_their_own() -> None:

@@ -25,9 +25,6 @@
 extern "C" {
 #endif
 
-/* Takes a completion of an operation that C code started and Python dequeued; see an_py_port_set_handler. */
-typedef void (*an_py_handler)(an_completion *completion, void *context);
-
 /* python: begin */
 
 /* ---- Python objects: the caller holds the interpreter lock, or has its thread attached -------------------------------- */
@@ -55,6 +52,9 @@ PyObject *an_py_socket_new(an_socket *socket);
  * AN_MARKED, is of another port, or has AN_TAKEN already; PortClosedError when the port is closed, and then the completion
  * is nobody's any more (but `accepted`, if there is one, is yours to free); MemoryError, and then it may be tried again. */
 PyObject *an_py_completion_new(PyObject *port, an_completion *completion);
+
+/* Takes a completion of an operation that C code started and Python dequeued; see an_py_port_set_handler. */
+typedef void (*an_py_handler)(an_completion *completion, void *context);
 
 /* What dequeue and dequeue_many of that port in Python do with completions of operations that you started: `handler` is
  * called for each, in order, in the thread that dequeues, and Python gets none of them. What the completion points to is lent
