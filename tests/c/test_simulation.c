@@ -938,6 +938,7 @@ struct user_operation {
     unsigned number;
     bool multishot;
     bool paused;
+    uint32_t more; /* completions with more that were dequeued */
     int64_t started_ns;
     int64_t timeout_ns; /* timers: the delay */
     int64_t active_ns;  /* it was in flight; a multishot: something came, or it was resumed */
@@ -947,6 +948,13 @@ struct user_operation {
     an_address address;
     an_buffer pieces[3];
 };
+
+/* Every other operation is marked; calls that look for one take it with the mark or without. */
+static bool is_marked(const struct user_operation *operation) { return operation->number % 2 == 1; }
+
+static an_operation *memory_of(struct user_operation *operation) {
+    return is_marked(operation) ? an_operation_marked(&operation->memory) : &operation->memory;
+}
 
 struct held_completion {
     an_completion completion;
@@ -975,6 +983,7 @@ static struct user_operation *create_operation(int kind, int socket, int64_t tim
     operation->socket = socket;
     operation->number = operation_number++;
     operation->multishot = operation->paused = false;
+    operation->more = 0;
     operation->started_ns = operation->active_ns = now_ns;
     operation->timeout_ns = timeout_ns;
     operation->buffer = room > 0 ? malloc(room) : NULL;
@@ -1069,9 +1078,9 @@ static void start_receive(int index) {
         create_operation(addressed ? AN_RECVFROM : AN_RECV, index, any_timeout(), lent ? 0 : length);
     operation->multishot = multishot;
     operation->length = length;
-    int error = addressed ? CORE(an_socket_recvfrom(socket->handle, &operation->memory, operation->buffer, length,
+    int error = addressed ? CORE(an_socket_recvfrom(socket->handle, memory_of(operation), operation->buffer, length,
                                                     flags, operation->timeout_ns))
-                          : CORE(an_socket_recv(socket->handle, &operation->memory, operation->buffer, length, flags,
+                          : CORE(an_socket_recv(socket->handle, memory_of(operation), operation->buffer, length, flags,
                                                 in_hundred(50) ? UINT64_MAX : below(5000), operation->timeout_ns));
     check_start(socket, error, refused);
     keep(operation, error);
@@ -1082,7 +1091,7 @@ static void start_accept(int index) {
     unsigned long refused = refused_allocations;
     struct user_operation *operation = create_operation(AN_ACCEPT, index, any_timeout(), 0);
     operation->multishot = in_hundred(60);
-    int error = CORE(an_socket_accept(socket->handle, &operation->memory, operation->multishot ? AN_MULTISHOT : 0,
+    int error = CORE(an_socket_accept(socket->handle, memory_of(operation), operation->multishot ? AN_MULTISHOT : 0,
                                       operation->timeout_ns));
     check_start(socket, error, refused);
     keep(operation, error);
@@ -1105,7 +1114,7 @@ static size_t cut(struct user_operation *operation) {
 }
 
 static int call_send(an_socket *handle, struct user_operation *operation, bool quiet) {
-    an_operation *memory = quiet ? NULL : &operation->memory;
+    an_operation *memory = quiet ? NULL : memory_of(operation);
     if (operation->kind == AN_SENDTO)
         return CORE(an_socket_sendto(handle, memory, operation->buffer, operation->length, &operation->address,
                                      operation->timeout_ns));
@@ -1156,7 +1165,7 @@ static void start_sendfile(int index) {
     sent->source = DESCRIPTORS;
     sent->offset = offset;
     operation->sent = send_count - 1;
-    int error = CORE(an_socket_sendfile(socket->handle, &operation->memory, 0, offset, count, operation->timeout_ns));
+    int error = CORE(an_socket_sendfile(socket->handle, memory_of(operation), 0, offset, count, operation->timeout_ns));
     if (error == EMFILE && socket->associated && !socket->closed && !socket->flushing)
         trace("out of descriptors");
     else
@@ -1172,8 +1181,8 @@ static void start_connect_or_disconnect(int index) {
     struct user_operation *operation = create_operation(connects ? AN_CONNECT : AN_DISCONNECT, index, any_timeout(), 0);
     int error =
         connects
-            ? CORE(an_socket_connect(socket->handle, &operation->memory, &operation->address, operation->timeout_ns))
-            : CORE(an_socket_disconnect(socket->handle, &operation->memory, operation->timeout_ns));
+            ? CORE(an_socket_connect(socket->handle, memory_of(operation), &operation->address, operation->timeout_ns))
+            : CORE(an_socket_disconnect(socket->handle, memory_of(operation), operation->timeout_ns));
     check_start(socket, error, refused);
     keep(operation, error);
 }
@@ -1183,8 +1192,8 @@ static void start_post_or_timer(void) {
     unsigned long refused = refused_allocations;
     struct user_operation *operation =
         create_operation(timer ? AN_TIMER : AN_POST, -1, (int64_t)below(50 * MILLISECOND), 0);
-    int error = timer ? CORE(an_port_timer(the_port, &operation->memory, operation->timeout_ns, operation))
-                      : CORE(an_port_post(the_port, &operation->memory, (void *)(uintptr_t)posts_started));
+    int error = timer ? CORE(an_port_timer(the_port, memory_of(operation), operation->timeout_ns, operation))
+                      : CORE(an_port_post(the_port, memory_of(operation), (void *)(uintptr_t)posts_started));
     CHECK(error == 0 || (timer && error == AN_ENOMEM && refused_allocations > refused));
     posts_started += !timer;
     keep(operation, error);
@@ -1249,8 +1258,8 @@ static void pause_or_resume(void) {
         return;
     an_socket *handle = sockets[operation->socket].handle;
     bool pause = !operation->paused;
-    int error = pause ? CORE(an_operation_pause(handle, &operation->memory))
-                      : CORE(an_operation_resume(handle, &operation->memory));
+    int error = pause ? CORE(an_operation_pause(handle, memory_of(operation)))
+                      : CORE(an_operation_resume(handle, memory_of(operation)));
     CHECK(error == 0 || error == AN_EINVAL); /* its last completion may be queued */
     trace("%s #%u: %d", pause ? "pause" : "resume", operation->number, error);
     if (error != 0)
@@ -1404,6 +1413,7 @@ static void take_completion(const an_completion *completion) {
     trace("  of #%u", operation->number);
     note_activity(operation->socket);
     CHECK(completion->kind == operation->kind);
+    CHECK(((completion->flags & AN_MARKED) != 0) == is_marked(operation));
     CHECK(completion->state == (operation->socket >= 0 ? (void *)&sockets[operation->socket] : completion->state));
     if (operation->kind == AN_POST)
         CHECK((uintptr_t)completion->state == posts_told++);
@@ -1413,8 +1423,10 @@ static void take_completion(const an_completion *completion) {
         check_received(&sockets[operation->socket], operation, completion, &lent);
     if ((completion->flags & AN_MORE) != 0) {
         CHECK(operation->multishot);
+        operation->more++;
         check_order(operation, 0);
     } else {
+        CHECK(operation->more == an_operation_more_count(&operation->memory));
         take_last(index, completion);
     }
     hold(completion, lent);
