@@ -6,6 +6,7 @@ them, each in a process of its own, and what only the one in C promises.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.util
 import json
@@ -92,6 +93,16 @@ def test_both_modules_stand_in_one_file_and_export_nothing_else() -> None:
         assert fast.__file__ == _native.__file__
     else:
         assert "asyncio_native._fast" not in sys.modules
+
+
+def test_the_core_is_not_exported_to_other_libraries() -> None:
+    from asyncio_native import _native
+
+    library = ctypes.CDLL(str(_native.__file__))
+    assert library.PyInit__native
+    for name in ("an_port_open", "an_version", "io_uring_queue_init"):
+        with pytest.raises(AttributeError):
+            getattr(library, name)
 
 
 # -- one API ---------------------------------------------------------------------------------------
