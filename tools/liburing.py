@@ -46,10 +46,11 @@ def fetch(source: Path) -> None:
 
 def fetch_from_repository(source: Path, repository: str) -> None:
     """Takes the one commit, by its own number, which no one can give to another."""
-    subprocess.run(["git", "init", "-q", source], check=True)
-    command = ["git", "-C", source, "fetch", "-q", "--depth=1", repository, COMMIT]
-    subprocess.run(command, check=True)
-    subprocess.run(["git", "-C", source, "checkout", "-q", "FETCH_HEAD"], check=True)
+    git = ["git", "-C", str(source)]
+    source.mkdir(parents=True)
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "fetch", "-q", "--depth=1", repository, COMMIT], check=True)
+    subprocess.run([*git, "checkout", "-q", "FETCH_HEAD"], check=True)
 
 
 def fetch_from_archive(source: Path) -> None:
