@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pytest
 from asyncio_native.cli.system import resident_bytes, scheduled_seconds
-from support import PATIENCE, keep
-
-#: For what a user does by a signal. Windows has no signals between processes but Ctrl-C and
-#: Ctrl-Break of a console.
-by_signal = pytest.mark.skipif(
-    sys.platform == "win32",
-    reason="Windows: a process cannot be sent SIGINT, SIGTERM or SIGUSR1, only be terminated",
-)
+from support import ENDING_SIGNALS, OWN_CONSOLE, PATIENCE, WINE, first_line, keep, send_signal
 
 #: -P: the current folder must not hide the installed package.
 COMMAND = [sys.executable, "-P", "-m", "asyncio_native"]
@@ -55,6 +46,13 @@ def assert_one_line_error(
         assert word in ended.stderr
 
 
+#: How the system says that an address is taken.
+IN_USE = "in use"
+if WINE:
+    IN_USE = "<no description>"  # Wine 8 has no texts for the errors of Winsock
+elif sys.platform == "win32":
+    IN_USE = "Only one usage of each socket address"
+
 linux_limits = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux limits the descriptors of another process (prlimit)"
 )
@@ -79,10 +77,14 @@ class Echo:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            creationflags=OWN_CONSOLE,
         )
 
     def __enter__(self) -> Echo:
-        self.line = self._first_line()
+        self.line = first_line(self.process)
+        if not self.line.startswith("listening on "):
+            self.process.kill()
+            raise AssertionError(f"{self.line!r} {self.process.communicate()}")
         host, _, port = self.line.removeprefix("listening on ").strip().rpartition(":")
         self.address = (host.strip("[]"), int(port))
         return self
@@ -97,45 +99,15 @@ class Echo:
             self.process.kill()
         self.process.communicate()
 
-    def _first_line(self) -> str:
-        assert self.process.stdout is not None
-        # Windows' pipes cannot be waited for with a limit: a program that says nothing is ended.
-        limit = threading.Timer(PATIENCE, self.process.kill)
-        limit.start()
-        try:
-            line = self.process.stdout.readline()
-        finally:
-            limit.cancel()
-        if not line.startswith("listening on "):
-            self.process.kill()
-            raise AssertionError(f"{line!r} {self.process.communicate()}")
-        return line
-
     def dial(self) -> socket.socket:
         """A connected stdlib socket."""
         return keep(socket.create_connection(self.address, timeout=PATIENCE))
 
-    def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
+    def end(self, number: int = ENDING_SIGNALS[-1]) -> tuple[int, str, str]:
         """Sends a signal; the status, and the rest of both outputs."""
-        self.process.send_signal(number)
+        send_signal(self.process, number)
         output, errors = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, output, errors
-
-    def end_in_order(self) -> tuple[str, str]:
-        """Ends it, with status 0; the rest of both outputs.
-
-        On Windows it cannot be asked to end, only be terminated: it must still run then."""
-        if sys.platform != "win32":
-            status, *outputs = self.end()
-            assert status == 0
-            return outputs[0], outputs[1]
-        assert self.process.poll() is None
-        self.process.kill()
-        return self.process.communicate(timeout=PATIENCE)
-
-    def end_in_silence(self) -> None:
-        """Ends it in order; it has said nothing since its first line."""
-        assert self.end_in_order() == ("", "")
 
 
 def memory_of(process_id: int) -> int:

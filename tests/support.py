@@ -31,12 +31,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -441,6 +443,53 @@ def pump(
 
 
 # -- programs -------------------------------------------------------------------------------------
+
+#: Flags for a program that gets signals. Windows has Ctrl-C and Ctrl-Break alone, which all
+#: programs of a console get: this one has a console of its own.
+OWN_CONSOLE = 0
+
+#: The signals that end a program in order.
+ENDING_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+if sys.platform == "win32":
+    OWN_CONSOLE = subprocess.CREATE_NO_WINDOW
+    ENDING_SIGNALS = [signal.SIGINT]
+
+# A process has one console: another one goes into that of the program, and presses the key there.
+_PRESS = """
+import ctypes, sys
+kernel = ctypes.WinDLL("kernel32")
+kernel.FreeConsole()
+kernel.SetConsoleCtrlHandler(None, True)
+process, key = map(int, sys.argv[1:])
+if not kernel.AttachConsole(process) or not kernel.GenerateConsoleCtrlEvent(key, 0):
+    sys.exit("the key cannot be pressed")
+"""
+
+
+def send_signal(process: subprocess.Popen[Any], number: int) -> None:
+    """Sends a signal; on Windows SIGINT as Ctrl-C, and SIGBREAK, to a program with OWN_CONSOLE."""
+    if sys.platform != "win32":
+        process.send_signal(number)
+        return
+    key = signal.CTRL_BREAK_EVENT if number == signal.SIGBREAK else signal.CTRL_C_EVENT
+    command = [sys.executable, "-c", _PRESS, str(process.pid), str(int(key))]
+    pressed = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert pressed.returncode == 0, pressed
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    """The first line that a program prints; the program is ended if that does not come in time."""
+    assert process.stdout is not None
+    # Windows' pipes cannot be waited for with a limit.
+    limit = threading.Timer(PATIENCE, process.kill)
+    limit.start()
+    try:
+        return process.stdout.readline()
+    finally:
+        limit.cancel()
 
 
 def _python(source: str, backend: str) -> tuple[list[str], dict[str, str]]:

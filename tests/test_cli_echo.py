@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import selectors
 import shutil
-import signal
 import socket
 import subprocess
 import threading
@@ -12,16 +11,16 @@ import time
 
 import pytest
 from cli_support import (
+    IN_USE,
     Echo,
     assert_one_line_error,
-    by_signal,
     descriptors,
     limit_descriptors,
     linux_limits,
     memory_of,
     run_cli,
 )
-from support import PATIENCE, pattern, read_exactly, read_to_end, reset, why_not
+from support import ENDING_SIGNALS, PATIENCE, pattern, read_exactly, read_to_end, reset, why_not
 
 #: A signal must end the server "within a fraction of a second"; the rest is for a busy machine.
 SIGNAL_SECONDS = 2.0
@@ -62,7 +61,7 @@ def test_the_first_line_says_where_it_listens(backend: str) -> None:
         assert host == "127.0.0.1"
         assert port > 0
         assert echo.line == f"listening on 127.0.0.1:{port}\n"
-        echo.end_in_silence()
+        assert echo.end() == (0, "", "")
 
 
 def test_a_named_port_is_used() -> None:
@@ -147,7 +146,7 @@ def test_a_client_that_floods_and_never_reads_costs_a_bounded_amount(backend: st
             assert read_exactly(other, 12) == b"still there?"
         flooder.shutdown(socket.SHUT_WR)
         assert len(read_to_end(flooder)) == sent
-        echo.end_in_silence()
+        assert echo.end() == (0, "", "")
 
 
 def test_a_peer_that_resets_in_the_middle_harms_nobody(backend: str) -> None:
@@ -159,7 +158,7 @@ def test_a_peer_that_resets_in_the_middle_harms_nobody(backend: str) -> None:
         with echo.dial() as other:
             other.sendall(b"alive")
             assert read_exactly(other, 5) == b"alive"
-        echo.end_in_silence()
+        assert echo.end() == (0, "", "")
 
 
 def test_socat(backend: str) -> None:
@@ -169,7 +168,7 @@ def test_socat(backend: str) -> None:
         host, port = echo.address
         command = [socat, "-t", str(PATIENCE), "-", f"TCP4:{host}:{port}"]
         assert echo_through(command, data) == data
-        echo.end_in_silence()
+        assert echo.end() == (0, "", "")
 
 
 def test_netcat(backend: str) -> None:
@@ -178,11 +177,10 @@ def test_netcat(backend: str) -> None:
     with Echo(backend) as echo:
         host, port = echo.address
         assert echo_through([nc, "-N", host, str(port)], data) == data
-        echo.end_in_silence()
+        assert echo.end() == (0, "", "")
 
 
-@by_signal
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDING_SIGNALS)
 def test_a_signal_ends_it_cleanly(backend: str, number: int) -> None:
     with Echo(backend) as echo, echo.dial() as peer:
         peer.sendall(b"x")
@@ -193,8 +191,7 @@ def test_a_signal_ends_it_cleanly(backend: str, number: int) -> None:
         assert read_to_end(peer) == b""
 
 
-@by_signal
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDING_SIGNALS)
 def test_a_signal_ends_it_under_load(backend: str, number: int) -> None:
     with Echo(backend) as echo:
         peers = [echo.dial() for _ in range(8)]
@@ -224,7 +221,7 @@ def test_a_port_in_use_is_one_line_and_status_1(backend: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = str(holder.getsockname()[1])
         ended = run_cli("echo", "--port", port, "--backend", backend)
-    assert_one_line_error(ended, 1, f"127.0.0.1:{port}", "in use")
+    assert_one_line_error(ended, 1, f"127.0.0.1:{port}", IN_USE)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +235,6 @@ def test_a_bad_host_is_one_line_and_status_1(host: str) -> None:
     assert_one_line_error(run_cli("echo", "--host", host, "--port", "0"), 1, host)
 
 
-@by_signal
 def test_a_port_is_free_again_at_once() -> None:
     with Echo("auto") as first:
         peer = first.dial()

@@ -6,22 +6,21 @@ import contextlib
 import importlib
 import selectors
 import shutil
-import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 from asyncio_native.cli.proxy import Proxy as InProcess
+from asyncio_native.cli.system import raise_descriptor_limit
 from cli_support import (
+    IN_USE,
     Echo,
     assert_one_line_error,
     assert_usage_error,
-    by_signal,
     descriptors,
     limit_descriptors,
     linux_limits,
@@ -29,9 +28,11 @@ from cli_support import (
     processor_seconds,
     run_cli,
 )
-from proxy_support import Proxy, at
+from proxy_support import TELL, Proxy, asks_statistics, at
 from support import (
+    ENDING_SIGNALS,
     PATIENCE,
+    WINE,
     eventually,
     keep,
     pattern,
@@ -39,6 +40,7 @@ from support import (
     read_to_end,
     refusing_address,
     reset,
+    send_signal,
     stdlib_listener,
     why_not,
 )
@@ -116,7 +118,7 @@ def test_the_first_line_says_where_it_listens(backend: str) -> None:
     with Proxy(backend, stdlib_listener().getsockname()) as proxy:
         assert proxy.line == f"listening on 127.0.0.1:{proxy.address[1]}\n"
         assert proxy.address[1] > 0
-        proxy.end_in_silence()
+        assert proxy.end() == (0, "", "")
 
 
 def test_a_named_port_is_used(backend: str) -> None:
@@ -159,7 +161,7 @@ def test_each_address_of_a_named_target_is_tried(backend: str, family: str) -> N
         client, target = connected(proxy, listener)
         client.sendall(b"by name")
         assert read_exactly(target, 7) == b"by name"
-        proxy.end_in_silence()
+        assert proxy.end() == (0, "", "")
 
 
 # -- forwarding -----------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ def test_requests_and_replies_one_after_the_other(backend: str) -> None:
                 assert read_exactly(target, size) == pattern(size, size)
                 target.sendall(pattern(size, 1))
                 assert read_exactly(client, size) == pattern(size, 1)
-        proxy.end_in_silence()
+        assert proxy.end() == (0, "", "")
 
 
 def test_the_target_may_speak_first(backend: str) -> None:
@@ -233,7 +235,7 @@ def test_many_clients_at_once(backend: str) -> None:
                 peer.sendall(pattern(2000, number + turn))
             for number, peer in enumerate(peers):
                 assert read_exactly(peer, 2000) == pattern(2000, number + turn)
-        proxy.end_in_silence()
+        assert proxy.end() == (0, "", "")
 
 
 # -- ends -----------------------------------------------------------------------------------------
@@ -302,10 +304,10 @@ def test_ends_that_neither_read_nor_are_received_from_may_reset(backend: str, fi
         for peer in (client, target) if first == "client" else (target, client):
             reset(peer)
         proxy.await_no_connections()
-        proxy.end_in_silence()
+        assert proxy.end() == (0, "", "")
 
 
-@by_signal
+@asks_statistics
 def test_clients_that_reset_in_the_middle_harm_nobody(backend: str) -> None:
     with Echo(backend) as echo, Proxy(backend, echo.address) as proxy:
         steady = proxy.dial()
@@ -318,7 +320,7 @@ def test_clients_that_reset_in_the_middle_harm_nobody(backend: str) -> None:
             steady.sendall(b"still here")
             assert read_exactly(steady, 10) == b"still here"
         eventually(lambda: proxy.statistics()["connections now"] == "1")
-        proxy.end_in_silence()
+        assert proxy.end() == (0, "", "")
 
 
 def test_an_answer_sent_before_the_target_broke_off_arrives(backend: str) -> None:
@@ -337,7 +339,7 @@ def test_an_answer_sent_before_the_target_broke_off_arrives(backend: str) -> Non
             proxy.await_no_connections()
 
 
-@by_signal
+@asks_statistics
 def test_a_slow_reader_still_gets_what_came_before_the_target_broke_off(backend: str) -> None:
     listener = stdlib_listener()
     with Proxy(backend, listener.getsockname()) as proxy:
@@ -381,7 +383,7 @@ def test_the_addresses_of_a_target_are_tried_one_after_the_other(backend: str, d
         proxy.close()
 
 
-@by_signal
+@asks_statistics
 def test_a_target_that_is_down_gives_the_client_an_end_and_may_come_back(backend: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -402,10 +404,10 @@ def test_a_target_that_is_down_gives_the_client_an_end_and_may_come_back(backend
             client, target = connected(proxy, listener)
             client.sendall(b"back")
             assert read_exactly(target, 4) == b"back"
-        proxy.end_in_silence()
+        assert proxy.end() == (0, "", "")
 
 
-@by_signal
+@asks_statistics
 def test_a_target_that_does_not_answer_is_given_up(backend: str) -> None:
     full = stdlib_listener(backlog=0)
     fillers = []
@@ -451,13 +453,13 @@ def test_a_target_killed_in_the_middle_ends_its_clients(backend: str) -> None:
         proxy.await_no_connections()
         with pytest.raises(ConnectionResetError):
             proxy.dial().recv(1)
-        proxy.end_in_order()
+        assert proxy.end()[0] == 0
 
 
 # -- slow readers ---------------------------------------------------------------------------------
 
 
-@by_signal
+@asks_statistics
 def test_twenty_clients_that_read_nothing_cost_a_few_mebibytes(backend: str) -> None:
     whole = pattern(20 * MEBIBYTE)
     listener = stdlib_listener()
@@ -485,7 +487,7 @@ def test_twenty_clients_that_read_nothing_cost_a_few_mebibytes(backend: str) -> 
             for client, _ in pairs:
                 assert read_to_end(client) == whole
         assert memory(proxy) - before < 8 * MEBIBYTE
-        proxy.end_in_silence()
+        assert proxy.end() == (0, "", "")
 
 
 @pytest.mark.parametrize("flooder", ["client", "target"])
@@ -530,7 +532,7 @@ def test_an_idle_connection_is_closed_on_both_sides(backend: str) -> None:
         assert read_to_end(client) == b""
         assert 0.45 < time.monotonic() - begun < 0.5 + SOON_SECONDS
         assert read_to_end(target) == b""
-        if sys.platform != "win32":
+        if not WINE:
             statistics = proxy.statistics()
             assert statistics["connections now"] == "0"
             assert statistics["closed as idle"] == "1"
@@ -593,45 +595,39 @@ def test_without_the_option_nothing_is_idle(backend: str) -> None:
         time.sleep(0.5)
         client.sendall(b"x")
         assert read_exactly(target, 1) == b"x"
-        if sys.platform != "win32":
+        if not WINE:
             assert proxy.statistics()["closed as idle"] == "0"
 
 
 # -- many connections and few descriptors ---------------------------------------------------------
 
 
-@by_signal
+@asks_statistics
 def test_three_thousand_silent_connections(backend: str) -> None:
-    resource = importlib.import_module("resource")
     count = 3000
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = 2 * count + 200
-    if limit[1] != resource.RLIM_INFINITY and limit[1] < needed:
-        pytest.skip(f"a process may open {limit[1]} files here, the proxy needs {needed}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit[0], needed), limit[1]))
-    try:
-        with (
-            Echo(backend) as echo,
-            Proxy(backend, echo.address, "--idle-timeout", "600") as proxy,
-        ):
-            before = memory(proxy)
-            peers = [proxy.dial() for _ in range(count)]
-            eventually(lambda: descriptors(echo.process.pid) > count)
-            assert proxy.statistics()["connections now"] == str(count)
-            each = (memory(proxy) - before) / count
-            assert each < 16 * 1024
-            peers[0].sendall(b"one among many")
-            assert read_exactly(peers[0], 14) == b"one among many"
-            for peer in peers:
-                peer.sendall(b"all")
-            for peer in peers:
-                assert read_exactly(peer, 3) == b"all"
-            for peer in peers:
-                peer.close()
-            proxy.await_no_connections()
-            proxy.end_in_silence()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    if (allowed := raise_descriptor_limit(needed)) < needed:
+        pytest.skip(f"a process may open {allowed} files here, the proxy needs {needed}")
+    with (
+        Echo(backend) as echo,
+        Proxy(backend, echo.address, "--idle-timeout", "600") as proxy,
+    ):
+        before = memory(proxy)
+        peers = [proxy.dial() for _ in range(count)]
+        eventually(lambda: descriptors(echo.process.pid) > count)
+        assert proxy.statistics()["connections now"] == str(count)
+        each = (memory(proxy) - before) / count
+        assert each < 16 * 1024
+        peers[0].sendall(b"one among many")
+        assert read_exactly(peers[0], 14) == b"one among many"
+        for peer in peers:
+            peer.sendall(b"all")
+        for peer in peers:
+            assert read_exactly(peer, 3) == b"all"
+        for peer in peers:
+            peer.close()
+        proxy.await_no_connections()
+        assert proxy.end() == (0, "", "")
 
 
 @linux_limits
@@ -671,7 +667,7 @@ def test_out_of_descriptors_does_not_spin(backend: str) -> None:
         assert processor_seconds(pid) - before < 0.1
 
 
-@by_signal
+@asks_statistics
 def test_connections_that_come_and_go_do_not_add_up(backend: str) -> None:
     with Echo(backend) as echo, Proxy(backend, echo.address, "--idle-timeout", "600") as proxy:
 
@@ -721,7 +717,7 @@ def test_programs_of_others_on_both_sides(backend: str, client: str) -> None:
             }[client]
             ended = subprocess.run(command, input=data, capture_output=True, timeout=PATIENCE)
             assert (ended.returncode, ended.stdout == data) == (0, True), ended.stderr
-            proxy.end_in_silence()
+            assert proxy.end() == (0, "", "")
     finally:
         server.terminate()
         server.wait()
@@ -730,8 +726,7 @@ def test_programs_of_others_on_both_sides(backend: str, client: str) -> None:
 # -- signals, statistics, wrong usage -------------------------------------------------------------
 
 
-@by_signal
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDING_SIGNALS)
 def test_a_signal_ends_it_cleanly(backend: str, number: int) -> None:
     listener = stdlib_listener()
     with Proxy(backend, listener.getsockname()) as proxy:
@@ -743,8 +738,7 @@ def test_a_signal_ends_it_cleanly(backend: str, number: int) -> None:
         assert read_to_end(target) == b""
 
 
-@by_signal
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDING_SIGNALS)
 def test_a_signal_ends_it_under_load(backend: str, number: int) -> None:
     with Echo(backend) as echo, Proxy(backend, echo.address) as proxy:
         peers = [proxy.dial() for _ in range(8)]
@@ -771,7 +765,7 @@ def test_a_signal_ends_it_under_load(backend: str, number: int) -> None:
                 thread.join()
 
 
-@by_signal
+@asks_statistics
 def test_the_statistics_count(backend: str) -> None:
     listener = stdlib_listener()
     with Proxy(backend, listener.getsockname()) as proxy:
@@ -795,10 +789,10 @@ def test_the_statistics_count(backend: str) -> None:
             "bytes from clients": "2000",
             "bytes from target": "140000",
         }
-        proxy.end_in_silence()
+        assert proxy.end() == (0, "", "")
 
 
-@by_signal
+@asks_statistics
 def test_it_goes_on_when_nobody_reads_what_it_tells(backend: str) -> None:
     listener = stdlib_listener()
     with Proxy(backend, listener.getsockname()) as proxy:
@@ -806,10 +800,10 @@ def test_it_goes_on_when_nobody_reads_what_it_tells(backend: str) -> None:
         proxy.process.stderr.close()
         client, target = connected(proxy, listener)
         for _ in range(3):
-            proxy.process.send_signal(signal.SIGUSR1)
+            send_signal(proxy.process, TELL)
             client.sendall(b"go on")
             assert read_exactly(target, 5) == b"go on"
-        proxy.process.terminate()
+        send_signal(proxy.process, ENDING_SIGNALS[-1])
         assert proxy.process.wait(PATIENCE) == 0
         proxy.process.stderr = None
 
@@ -818,10 +812,9 @@ def test_a_port_in_use_is_one_line_and_status_1(backend: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         where = at(holder.getsockname())
         ended = run_cli("proxy", where, "127.0.0.1:9", "--backend", backend)
-    assert_one_line_error(ended, 1, where, "in use")
+    assert_one_line_error(ended, 1, where, IN_USE)
 
 
-@by_signal
 def test_a_port_is_free_again_at_once() -> None:
     listener = stdlib_listener()
     with Proxy("auto", listener.getsockname()) as proxy:

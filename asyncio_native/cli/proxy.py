@@ -436,8 +436,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "proxy",
         help="forward TCP connections to another server",
         description="Forwards TCP connections until SIGINT (Ctrl-C) or SIGTERM. The first line on "
-        "standard output is 'listening on HOST:PORT'. SIGUSR1 prints statistics to standard error. "
-        "Names are resolved once, at the start.",
+        "standard output is 'listening on HOST:PORT'. SIGUSR1, on Windows Ctrl-Break, prints "
+        "statistics to standard error. Names are resolved once, at the start.",
     )
     parser.add_argument(
         "listen",
@@ -516,7 +516,7 @@ def resolve(wanted: Place, flags: int = 0) -> list[Resolved]:
 
 @contextlib.contextmanager
 def _signals(proxy: Proxy) -> Iterator[None]:
-    """Within it SIGINT and SIGTERM end the proxy, and SIGUSR1 prints its statistics."""
+    """Within it SIGINT and SIGTERM end the proxy; SIGUSR1, or Ctrl-Break, prints its statistics."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         proxy.stop()
@@ -525,7 +525,9 @@ def _signals(proxy: Proxy) -> Iterator[None]:
         proxy.tell_statistics()
 
     handlers = {signal.SIGINT: stop, signal.SIGTERM: stop}
-    if sys.platform != "win32":
+    if sys.platform == "win32":
+        handlers[signal.SIGBREAK] = tell
+    else:
         handlers[signal.SIGUSR1] = tell
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,12 +18,7 @@ from types import TracebackType
 
 import pytest
 import readme
-from support import PATIENCE, dial
-
-#: The examples are ended as a user ends them.
-ended_by_signal = pytest.mark.posix(
-    "ends the example by SIGINT, which no process can send to another on Windows"
-)
+from support import ENDING_SIGNALS, OWN_CONSOLE, PATIENCE, dial, first_line, send_signal
 
 EXAMPLES = readme.README.parent / "examples"
 
@@ -67,12 +60,11 @@ class Example:
             stderr=subprocess.PIPE,
             env={**EXAMPLE_ENVIRONMENT, "ASYNCIO_NATIVE_BACKEND": backend},
             text=True,
+            creationflags=OWN_CONSOLE,
         )
 
     def __enter__(self) -> Example:
-        assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
-        line = self.process.stdout.readline() if ready else ""
+        line = first_line(self.process)
         if not line.startswith("listening on "):
             self.process.kill()
             raise AssertionError(f"{line!r} {self.process.communicate()}")
@@ -111,9 +103,9 @@ class Example:
         """How many descriptors the example has open."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
-    def ends_in_order(self, number: int = signal.SIGTERM) -> None:
+    def ends_in_order(self, number: int = ENDING_SIGNALS[-1]) -> None:
         """A signal ends it with status 0, and it had nothing to complain about."""
-        self.process.send_signal(number)
+        send_signal(self.process, number)
         output, errors = self.process.communicate(timeout=PATIENCE)
         assert (self.process.returncode, output, errors) == (0, "", "")
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator
 
 import pytest
-from example_support import Example, ended_by_signal, line_from, say, start
-from support import dial, eventually, read_to_end
-
-pytestmark = ended_by_signal
+from example_support import Example, line_from, say, start
+from support import ENDING_SIGNALS, dial, eventually, read_to_end
 
 
 @contextlib.contextmanager
@@ -26,7 +23,7 @@ def chatter(example: Example) -> Iterator[subprocess.Popen[bytes]]:
             client.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", ENDING_SIGNALS, ids=lambda number: number.name)
 def test_a_line_goes_to_all_others(backend: str, number: int) -> None:
     with Example("chat.py", backend) as example:
         with chatter(example) as one, chatter(example) as two, chatter(example) as three:

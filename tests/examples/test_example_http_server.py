@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -13,10 +12,8 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pytest
-from example_support import Example, ended_by_signal, flood, nc, resident_bytes, run
-from support import dial, eventually, pattern, read_to_end, reset
-
-pytestmark = ended_by_signal
+from example_support import Example, flood, nc, resident_bytes, run
+from support import ENDING_SIGNALS, dial, eventually, pattern, read_to_end, reset
 
 BIG = pattern(5_000_000)
 TOO_LARGE = HTTPStatus(413).phrase  # CPython 3.13 has another one
@@ -62,7 +59,7 @@ def responses(stream: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", ENDING_SIGNALS, ids=lambda number: number.name)
 def test_curl_gets_the_files(backend: str, root: Path, number: int) -> None:
     with serving(root, backend) as example:
         for path, expected in {

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from example_support import Example, ended_by_signal, flood, nc, run
-from support import PATIENCE, dial, eventually, pattern, read_to_end, reset
+from example_support import Example, flood, nc, run
+from support import ENDING_SIGNALS, PATIENCE, dial, eventually, pattern, read_to_end, reset
 
-pytestmark = ended_by_signal
+pytestmark = pytest.mark.posix("watches the port by its descriptor, which Windows has not")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", ENDING_SIGNALS, ids=lambda number: number.name)
 def test_nc_gets_its_bytes_back(backend: str, number: int) -> None:
     with Example("inside_asyncio.py", backend) as example:
         assert nc(example, b"hello\n") == b"hello\n"

@@ -8,10 +8,12 @@ import socket
 
 import pytest
 from cli_support import children, command_line, has_ended
-from example_support import Example, ended_by_signal, flood, nc, resident_bytes, run
-from support import PATIENCE, dial, eventually, pattern, read_to_end
+from example_support import Example, flood, nc, resident_bytes, run
+from support import ENDING_SIGNALS, PATIENCE, dial, eventually, pattern, read_to_end
 
-pytestmark = ended_by_signal
+pytestmark = pytest.mark.posix(
+    "several processes listen on one port by SO_REUSEPORT, which Windows has not"
+)
 
 TWO = ("--processes", "2")
 
@@ -25,7 +27,7 @@ def workers(example: Example) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", ENDING_SIGNALS, ids=lambda number: number.name)
 def test_the_connections_are_spread_over_the_processes(backend: str, number: int) -> None:
     with Example("many_ports.py", backend, *TWO) as example:
         expected = workers(example)

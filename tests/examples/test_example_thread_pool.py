@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from example_support import Example, ended_by_signal, nc
-from support import dial, pattern
-
-pytestmark = ended_by_signal
+from example_support import Example, nc
+from support import ENDING_SIGNALS, dial, pattern
 
 
 def hashed(line: bytes) -> str:
@@ -18,7 +15,7 @@ def hashed(line: bytes) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", ENDING_SIGNALS, ids=lambda number: number.name)
 def test_lines_are_answered_in_order_by_several_threads(backend: str, number: int) -> None:
     with Example("thread_pool.py", backend, "--threads", "4") as example:
         questions = [[f"line {line} of {client}" for line in range(4)] for client in range(4)]

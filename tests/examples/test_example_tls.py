@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
-from example_support import Example, ended_by_signal, run, say, start
-from support import eventually, reset
-
-pytestmark = ended_by_signal
+from example_support import Example, run, say, start
+from support import ENDING_SIGNALS, eventually, reset
 
 #: What the example leaves to a client for its request.
 REQUEST_SECONDS = 10.0
@@ -39,7 +36,7 @@ def s_client(example: Example, *arguments: str) -> list[str]:
     return ["openssl", "s_client", "-connect", f"{example.host}:{example.port}", *arguments]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", ENDING_SIGNALS, ids=lambda number: number.name)
 def test_curl(backend: str, certificate: tuple[str, ...], number: int) -> None:
     with Example("tls.py", backend, *certificate) as example:
         url = example.url("/", "https")

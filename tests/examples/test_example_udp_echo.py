@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
-from example_support import Example, ended_by_signal, line_from, run, say, start
-from support import PATIENCE, pattern, stdlib_datagram
-
-pytestmark = ended_by_signal
+from example_support import Example, line_from, run, say, start
+from support import ENDING_SIGNALS, PATIENCE, pattern, stdlib_datagram
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", ENDING_SIGNALS, ids=lambda number: number.name)
 def test_socat_gets_its_datagram_back(backend: str, number: int) -> None:
     with Example("udp_echo.py", backend) as example:
         # -T: udp has no end of the stream; it ends when nothing has come for this long.
