@@ -525,7 +525,7 @@ def check_python(source: str, backend: str, *, seconds: float = 50.0) -> str:
     return ended.stdout
 
 
-def start_python(source: str, backend: str) -> subprocess.Popen[str]:
+def start_python(source: str, backend: str, *, creationflags: int = 0) -> subprocess.Popen[str]:
     """Starts a script with pipes for its input and output; the test ends it."""
     command, environment = _python(source, backend)
     return subprocess.Popen(
@@ -535,4 +535,5 @@ def start_python(source: str, backend: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        creationflags=creationflags,
     )

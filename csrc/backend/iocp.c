@@ -660,16 +660,23 @@ static int iocp_open(struct an_backend **opened, an_port *port, const void *deta
         free(backend);
         return error;
     }
+    if ((port->flags & AN_PORT_INTERRUPTIBLE) != 0)
+        an_os_listen_to_console();
     *opened = backend;
     return 0;
 }
 
-static int dequeue(struct an_backend *backend, DWORD milliseconds, struct packets *packets) {
+/* Returns 0, or AN_EINTR where the thread is to be interrupted: by Ctrl-C or another's APC. */
+static int dequeue(struct an_backend *backend, DWORD milliseconds, bool interruptible, struct packets *packets) {
     ULONG count;
     packets->count = 0; /* where the call fails; it may write a count all the same */
     packets->wakes = 0;
-    if (!GetQueuedCompletionStatusEx(backend->native, packets->entries, ENTRIES, &count, milliseconds, FALSE))
-        return GetLastError() == WAIT_TIMEOUT ? 0 : (int)GetLastError();
+    if (!GetQueuedCompletionStatusEx(backend->native, packets->entries, ENTRIES, &count, milliseconds, interruptible)) {
+        DWORD error = GetLastError();
+        if (error == WAIT_IO_COMPLETION)
+            return AN_EINTR;
+        return error == WAIT_TIMEOUT ? 0 : (int)error;
+    }
     packets->count = count;
     for (ULONG i = 0; i < count; i++)
         packets->wakes += packets->entries[i].lpCompletionKey == KEY_WAKE;
@@ -682,7 +689,7 @@ static bool is_let_go(struct an_backend *backend) {
     enum { TRIES = 100, EACH_MS = 50 };
     for (int i = 0; i < TRIES && an_atomic_load32(&backend->outstanding) > 0; i++) {
         struct packets packets;
-        if (dequeue(backend, EACH_MS, &packets) == 0)
+        if (dequeue(backend, EACH_MS, false, &packets) == 0)
             work_on_all(&packets);
     }
     return an_atomic_load32(&backend->outstanding) == 0;
@@ -800,8 +807,14 @@ static void pass(struct an_backend *backend, const struct packets *packets) {
 static int iocp_wait(struct an_backend *backend, int64_t until_ns) {
     an_port *port = backend->port;
     struct packets packets;
+    struct an_interruptible waiting;
+    bool interruptible = until_ns > 0 && (port->flags & AN_PORT_INTERRUPTIBLE) != 0;
     int milliseconds = an_milliseconds_until(until_ns);
-    int error = dequeue(backend, milliseconds < 0 ? INFINITE : (DWORD)milliseconds, &packets);
+    if (interruptible)
+        an_os_begin_interruptible(&waiting);
+    int error = dequeue(backend, milliseconds < 0 ? INFINITE : (DWORD)milliseconds, interruptible, &packets);
+    if (interruptible)
+        an_os_end_interruptible(&waiting);
     an_mutex_lock(&port->lock);
     if (an_port_take_turn(port, until_ns, packets.wakes, packets.count > packets.wakes)) {
         pass(backend, &packets);

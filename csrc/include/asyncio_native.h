@@ -119,7 +119,8 @@ enum an_completion_flag {
 
 /* Flags of a port. */
 enum an_port_flag {
-    AN_PORT_INTERRUPTIBLE = 1 /* a signal handler that ran in the waiting thread ends the wait with AN_EINTR */
+    AN_PORT_INTERRUPTIBLE = 1 /* a signal handler that ran in the waiting thread ends the wait with AN_EINTR; on Windows
+                                 an APC does, and so do Ctrl-C and Ctrl-Break, behind their handlers */
 };
 
 /* Sizes, and the timeout that never ends. */

@@ -93,6 +93,88 @@ bool an_os_environment(const char *name, char *value, size_t size) {
     return length > 0 && length < size;
 }
 
+/* ---- the console -------------------------------------------------------------------------------------------------------- */
+
+/* The system calls the handlers of an event, the latest first, in a thread that it makes for that. Ours comes before the C
+ * library's, by which Python learns of Ctrl-C; a thread that it woke would look for a signal that is not there yet. So it
+ * only has that thread's end watched: then all have handled it. */
+
+static SRWLOCK interruptible_lock = SRWLOCK_INIT;
+static struct an_interruptible *interruptible; /* interruptible_lock: the threads that wait */
+
+void an_os_begin_interruptible(struct an_interruptible *waiting) {
+    waiting->thread = GetCurrentThreadId();
+    waiting->previous = NULL;
+    AcquireSRWLockExclusive(&interruptible_lock);
+    waiting->next = interruptible;
+    if (interruptible != NULL)
+        interruptible->previous = waiting;
+    interruptible = waiting;
+    ReleaseSRWLockExclusive(&interruptible_lock);
+}
+
+void an_os_end_interruptible(struct an_interruptible *waiting) {
+    AcquireSRWLockExclusive(&interruptible_lock);
+    if (waiting->next != NULL)
+        waiting->next->previous = waiting->previous;
+    if (waiting->previous != NULL)
+        waiting->previous->next = waiting->next;
+    else
+        interruptible = waiting->next;
+    ReleaseSRWLockExclusive(&interruptible_lock);
+}
+
+static void CALLBACK do_nothing(ULONG_PTR unused) { (void)unused; }
+
+static void interrupt_all(void) {
+    AcquireSRWLockExclusive(&interruptible_lock);
+    for (const struct an_interruptible *waiting = interruptible; waiting != NULL; waiting = waiting->next) {
+        HANDLE thread = OpenThread(THREAD_SET_CONTEXT, FALSE, waiting->thread);
+        if (thread == NULL)
+            continue;
+        QueueUserAPC(do_nothing, thread, 0);
+        CloseHandle(thread);
+    }
+    ReleaseSRWLockExclusive(&interruptible_lock);
+}
+
+static DWORD WINAPI interrupt_behind(void *handlers) {
+    enum { LONGEST_MS = 10000 }; /* a handler that takes longer is not waited for */
+    WaitForSingleObject(handlers, LONGEST_MS);
+    CloseHandle(handlers);
+    interrupt_all();
+    return 0;
+}
+
+/* FALSE: it is for the others to handle. */
+static BOOL WINAPI notice_event(DWORD event) {
+    HANDLE process = GetCurrentProcess(), handlers, watcher;
+    if ((event != CTRL_C_EVENT && event != CTRL_BREAK_EVENT) ||
+        !DuplicateHandle(process, GetCurrentThread(), process, &handlers, SYNCHRONIZE, FALSE, 0))
+        return FALSE;
+    watcher = CreateThread(NULL, 0, interrupt_behind, handlers, 0, NULL);
+    if (watcher != NULL)
+        CloseHandle(watcher);
+    else
+        CloseHandle(handlers);
+    return FALSE;
+}
+
+static BOOL CALLBACK listen_to_console(INIT_ONCE *once, void *unused, void **also_unused) {
+    const DWORD how = GET_MODULE_HANDLE_EX_FLAG_PIN | GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS;
+    HMODULE module;
+    (void)once, (void)unused, (void)also_unused;
+    /* The handler stays for good, and so must the library that it is in. */
+    if (GetModuleHandleExW(how, (const wchar_t *)&interruptible, &module))
+        SetConsoleCtrlHandler(notice_event, TRUE);
+    return TRUE;
+}
+
+void an_os_listen_to_console(void) {
+    static INIT_ONCE once = INIT_ONCE_STATIC_INIT;
+    InitOnceExecuteOnce(&once, listen_to_console, NULL, NULL);
+}
+
 /* ---- sockets -------------------------------------------------------------------------------------------------------- */
 
 static SOCKET native(an_descriptor descriptor) { return (SOCKET)descriptor; }

@@ -22,6 +22,20 @@ struct an_condition {
     CONDITION_VARIABLE native;
 };
 
+/* A thread in a wait that Ctrl-C shall end, on its own stack; linked in a list of the process under a lock of its own. */
+struct an_interruptible {
+    struct an_interruptible *next;
+    struct an_interruptible *previous;
+    DWORD thread;
+};
+
+/* Has the console's events (Ctrl-C, Ctrl-Break) interrupt threads from now on. Whoever handles them goes on doing so. */
+void an_os_listen_to_console(void);
+/* Between these two an event interrupts this thread's alertable wait, as a signal does on POSIX, when all have handled it;
+ * it may also interrupt the next wait. */
+void an_os_begin_interruptible(struct an_interruptible *waiting);
+void an_os_end_interruptible(struct an_interruptible *waiting);
+
 /* Counters and flags that threads share without a lock. add returns the value before. The Interlocked functions are full
  * barriers; an aligned load or store of up to 64 bits is whole on all machines with Windows, MemoryBarrier orders it. */
 static inline uint32_t an_atomic_add32(uint32_t *value, uint32_t delta) {

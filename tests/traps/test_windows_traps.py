@@ -21,8 +21,11 @@ from support import (
     read_exactly,
     reset,
     settle,
+    start_python,
     stdlib_pair,
 )
+
+CREATE_NEW_CONSOLE = 0x10
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "win32", reason="Windows' handles and completion ports"
@@ -172,10 +175,87 @@ def test_threads_that_find_nothing_all_wait_in_the_kernel(port: an.CompletionPor
     assert port.statistics().gauge_waiting == 0
 
 
-def test_ctrl_c_ends_a_wait_for_ever(port: an.CompletionPort) -> None:
-    """The handler of Ctrl-C runs in a thread of the system; the wait must let Python see it."""
+def test_an_interrupt_without_the_console_ends_a_wait_for_ever(port: an.CompletionPort) -> None:
+    """Nothing wakes the thread then: it waits in slices, and so lets Python see it."""
     threading.Timer(0.1, _thread.interrupt_main).start()
     began = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         port.dequeue()
     assert time.perf_counter() - began < 1
+
+
+CTRL_C = """
+    import ctypes, signal, sys, threading, time
+    import asyncio_native as an
+    from asyncio_native import _port
+
+    _port._SLICE_NS = 600_000_000_000  # not by looking now and then
+    kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+    kernel32.SetConsoleCtrlHandler(None, False)  # not ignored, whatever our parent does
+    handled = []
+
+    def handle(number, frame):
+        handled.append(number)
+        raise KeyboardInterrupt
+
+    if {own_handler}:
+        signal.signal(signal.SIGINT, handle)
+    port = an.CompletionPort()
+
+    def other():
+        try:
+            while True:
+                port.dequeue()
+        except an.PortClosedError:
+            pass
+
+    others = [threading.Thread(target=other) for _ in range({others})]
+    for thread in others:
+        thread.start()
+
+    def press():
+        while port.statistics().gauge_waiting <= {others}:
+            time.sleep(0.01)
+        if not kernel32.GenerateConsoleCtrlEvent(signal.CTRL_C_EVENT, 0):
+            print("no event:", ctypes.get_last_error(), flush=True)
+
+    for _ in range(3):
+        presser = threading.Thread(target=press)
+        presser.start()
+        began = time.perf_counter()
+        try:
+            completion = port.dequeue(timeout=20)
+        except KeyboardInterrupt:
+            print("interrupted", time.perf_counter() - began < 5, flush=True)
+        presser.join()
+    assert not {own_handler} or handled == [signal.SIGINT] * 3
+    port.post("still works")
+    if not others:
+        assert port.dequeue(20).state == "still works"
+    port.close()
+    for thread in others:
+        thread.join(20)
+"""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"own_handler": False, "others": 0},
+        {"own_handler": False, "others": 3},
+        {"own_handler": True, "others": 3},
+    ],
+    ids=["alone", "beside-other-threads", "own-handler"],
+)
+def test_ctrl_c_in_a_console_ends_a_wait_at_once(backend: str, case: dict[str, object]) -> None:
+    """The event is handled in a thread of the system's, by Python's handler as ever, and then the
+    waiting threads are interrupted. Ctrl-Break goes the same way; Wine 8 makes none."""
+    process = start_python(CTRL_C.format(**case), backend, creationflags=CREATE_NEW_CONSOLE)
+    try:
+        output, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert errors == ""
+    assert output == "interrupted True\n" * 3
+    assert process.returncode == 0
