@@ -6,7 +6,7 @@
  *   1. an_socket.lock      the socket's descriptor, state and both directions. Held across non-blocking system calls.
  *   2. an_port.lock        queue, leader, ready list, timers, slots, counters. Never held across a system call other
  *                          than waking.
- *   3. an_pool.lock        free chunks.
+ *   3. an_pool.lock        free chunks; an_slabs.lock, free memory for sockets.
  * "The leader" is the one thread that waits in the system and performs what came (see port.c); some fields are its alone.
  * Where a backend has threads wait together, it is the one whose turn it is to perform.
  */
@@ -16,6 +16,8 @@
 #include "os.h"
 
 struct an_chunk;
+struct an_slab;
+struct an_slabs;
 struct an_backend;
 struct an_overlapped;
 
@@ -271,7 +273,29 @@ struct an_socket {
     an_socket *expired_next;   /* leader */
     struct an_requests requests;
     struct an_overlapped *overlapped; /* a backend's own memory for it, which goes with it */
+    struct an_slab *slab;             /* its memory is of; NULL: of the general allocator */
 };
+
+/* ---- slabs: the memory of accepted sockets ------------------------------------------------------------------------------ */
+
+/* Of a port and the sockets that it accepted, which may outlive it. Under its lock, which is the last of all. */
+struct an_slabs {
+    struct an_mutex lock;
+    struct an_slab *first;    /* those with a free piece */
+    uint32_t references;      /* atomic: the port, each piece taken */
+    uint32_t fork_generation; /* constant */
+    uint32_t total;
+    uint32_t empty; /* without a used piece: one is kept */
+};
+
+/* NULL without memory. */
+struct an_slabs *an_slabs_create(void);
+/* The port lets go of them. */
+void an_slabs_drop(struct an_slabs *slabs);
+/* Memory for a socket, zero but for `slab`; NULL without. Any thread. */
+an_socket *an_slabs_take(struct an_slabs *slabs);
+/* Any thread. */
+void an_slab_give_back(an_socket *piece);
 
 enum {
     AN_AHEAD_OF_SOCKET = 1 << 20, /* bytes read ahead of dequeue for one socket */
@@ -284,6 +308,8 @@ void an_socket_hold(an_socket *socket);
 void an_socket_drop(an_socket *socket);
 /* Wraps a descriptor; on failure (no memory) it stays the caller's. */
 an_socket *an_socket_create(an_descriptor descriptor, int family, int type, int protocol);
+/* The same for one that this listener, which is associated, has accepted. */
+an_socket *an_socket_create_accepted(const an_socket *listener, an_descriptor descriptor);
 /* The port closes: as an_socket_close, without asking whether the port is open. */
 void an_socket_abort(an_socket *socket);
 /* socket.lock held: CLOSED, whatever is still in the directions ends. `error` is what the operations end with. */
@@ -381,12 +407,15 @@ struct an_port {
     struct an_slot *slots;
     uint32_t slot_count;
     uint32_t slot_capacity;
-    uint32_t free_slot; /* index + 1 */
+    uint32_t slots_seen; /* sockets there were when it was last seen whether the slots could be fewer */
+    uint32_t free_slot;  /* index + 1 */
+    uint32_t generation; /* the next socket's */
 
     struct an_timers timers;
     struct an_pool pool;
-    int64_t now_ns;      /* leader: the time of this pass, 0 until it is asked for */
-    uint64_t pass_bytes; /* leader: received by calls in this pass, all sockets */
+    struct an_slabs *slabs; /* constant */
+    int64_t now_ns;         /* leader: the time of this pass, 0 until it is asked for */
+    uint64_t pass_bytes;    /* leader: received by calls in this pass, all sockets */
 
     uint64_t finished;               /* last completions dequeued */
     uint64_t started[AN_KIND_COUNT]; /* atomic */

@@ -53,6 +53,12 @@ bool an_os_environment(const char *name, char *value, size_t size);
 /* Changes in parent and child at each fork: as long as it stays, no other process can hold our descriptors. */
 uint32_t an_fork_count(void);
 
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
+
+/* Pages of their own, zero, that go back to the system when they are unmapped; NULL without memory. */
+void *an_os_map(size_t size);
+void an_os_unmap(void *pages, size_t size);
+
 /* ---- sockets ----------------------------------------------------------------------------------------------------- */
 
 int an_os_open(int family, int type, int protocol, an_descriptor *descriptor);

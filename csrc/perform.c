@@ -129,7 +129,7 @@ void an_perform_accepted(an_socket *socket, struct operation *operation, struct 
 static enum step step_accept(an_socket *socket, struct operation *operation) {
     struct an_pool *pool = &socket->port->pool;
     struct an_block *block = an_pool_offer(pool, true, 0);
-    an_socket *accepted = an_socket_create(-1, socket->family, socket->type, socket->protocol);
+    an_socket *accepted = an_socket_create_accepted(socket, -1);
     int error = block != NULL && accepted != NULL ? 0 : AN_ENOMEM;
     if (error == 0)
         error = an_os_accept(socket->descriptor, &accepted->descriptor, an_block_address(block));

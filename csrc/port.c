@@ -28,6 +28,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { SLOTS_LEAST = 64 };
 enum { POLL_EVERY = 64 }; /* completions handed out before the system is asked again: posts cannot starve sockets */
 
 /* ---- life ---------------------------------------------------------------------------------------------------------- */
@@ -38,6 +39,7 @@ void an_port_drop(an_port *port) {
     if (an_atomic_add32(&port->references, (uint32_t)-1) != 1)
         return;
     an_pool_destroy(&port->pool);
+    an_slabs_drop(port->slabs);
     an_condition_destroy(&port->turn);
     an_condition_destroy(&port->changed);
     an_mutex_destroy(&port->lock);
@@ -49,10 +51,16 @@ void an_port_drop(an_port *port) {
 bool an_port_is_foreign(const an_port *port) { return port->fork_generation != an_fork_generation(); }
 
 static an_port *port_create(const an_port_options *options) {
+    an_fork_count(); /* from here on forks are counted */
     an_port *port = calloc(1, sizeof *port);
-    if (port == NULL)
+    struct an_slabs *slabs = an_slabs_create();
+    if (port == NULL || slabs == NULL) {
+        if (slabs != NULL)
+            an_slabs_drop(slabs);
+        free(port);
         return NULL;
-    an_fork_count();
+    }
+    port->slabs = slabs;
     port->fork_generation = an_fork_generation();
     port->references = 1;
     port->concurrency = options->concurrency;
@@ -257,13 +265,46 @@ an_socket *an_port_find(an_port *port, uint64_t tag) {
 static bool grow_slots(an_port *port) {
     if (port->free_slot != 0 || port->slot_count < port->slot_capacity)
         return true;
-    uint32_t capacity = port->slot_capacity == 0 ? 64 : port->slot_capacity * 2;
+    uint32_t capacity = port->slot_capacity == 0 ? SLOTS_LEAST : port->slot_capacity * 2;
     struct an_slot *slots = realloc(port->slots, capacity * sizeof *slots);
     if (slots == NULL)
         return false;
     port->slots = slots;
-    port->slot_capacity = capacity;
+    port->slot_capacity = port->slots_seen = capacity;
     return true;
+}
+
+/* Those behind the last socket go, and the free ones before it are taken from the first on, so that it is reached at all. */
+static void tidy_slots(an_port *port) {
+    while (port->slot_count > 0 && port->slots[port->slot_count - 1].socket == NULL)
+        port->slot_count--;
+    port->free_slot = 0;
+    for (uint32_t index = port->slot_count; index > 0; index--) {
+        struct an_slot *slot = &port->slots[index - 1];
+        if (slot->socket != NULL)
+            continue;
+        slot->next_free = port->free_slot;
+        port->free_slot = index;
+    }
+}
+
+/* Looks each time that half of the sockets are gone, which makes it cheap for each. To fresh memory, as in timer.c. */
+static void shrink_slots(an_port *port) {
+    uint32_t sockets = (uint32_t)port->counts.gauge_sockets;
+    uint32_t capacity = SLOTS_LEAST;
+    if (port->slot_capacity <= SLOTS_LEAST || sockets > port->slots_seen / 2)
+        return;
+    port->slots_seen = sockets;
+    tidy_slots(port);
+    while (capacity / 2 < port->slot_count)
+        capacity *= 2;
+    struct an_slot *slots = capacity < port->slot_capacity ? malloc(capacity * sizeof *slots) : NULL;
+    if (slots == NULL)
+        return;
+    memcpy(slots, port->slots, port->slot_count * sizeof *slots);
+    free(port->slots);
+    port->slots = slots;
+    port->slot_capacity = capacity;
 }
 
 static uint32_t take_slot(an_port *port) {
@@ -286,6 +327,7 @@ int an_port_enter(an_port *port, an_socket *socket) {
     } else {
         uint32_t slot = take_slot(port);
         port->slots[slot].socket = socket;
+        port->slots[slot].generation = port->generation++;
         socket->tag = (uint64_t)port->slots[slot].generation << 32 | slot;
         port->counts.gauge_sockets++;
     }
@@ -299,13 +341,13 @@ void an_port_leave(an_port *port, an_socket *socket) {
     struct an_slot *slot = &port->slots[index];
     assert(slot->socket == socket);
     slot->socket = NULL;
-    slot->generation++;
     slot->next_free = port->free_slot;
     port->free_slot = index + 1;
     port->counts.gauge_sockets--;
     if (an_timers_contain(&port->timers, &socket->timer))
         an_timers_remove(&port->timers, &socket->timer);
     an_timers_unreserve(&port->timers);
+    shrink_slots(port);
     an_mutex_unlock(&port->lock);
 }
 

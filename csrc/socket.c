@@ -24,13 +24,13 @@ void an_socket_drop(an_socket *socket) {
     if (socket->port != NULL)
         an_port_drop(socket->port);
     free(socket->overlapped);
-    free(socket);
+    if (socket->slab != NULL)
+        an_slab_give_back(socket);
+    else
+        free(socket);
 }
 
-an_socket *an_socket_create(an_descriptor descriptor, int family, int type, int protocol) {
-    an_socket *socket = calloc(1, sizeof *socket);
-    if (socket == NULL)
-        return NULL;
+static void fill_in(an_socket *socket, an_descriptor descriptor, int family, int type, int protocol) {
     an_mutex_init(&socket->lock);
     socket->references = 1;
     socket->descriptor = descriptor;
@@ -43,6 +43,19 @@ an_socket *an_socket_create(an_descriptor descriptor, int family, int type, int 
     socket->transmit.ready = true;
     socket->scheduled_ns = AN_NEVER;
     socket->timer.kind = TIMER_OF_SOCKET;
+}
+
+an_socket *an_socket_create(an_descriptor descriptor, int family, int type, int protocol) {
+    an_socket *socket = calloc(1, sizeof *socket);
+    if (socket != NULL)
+        fill_in(socket, descriptor, family, type, protocol);
+    return socket;
+}
+
+an_socket *an_socket_create_accepted(const an_socket *listener, an_descriptor descriptor) {
+    an_socket *socket = an_slabs_take(listener->port->slabs);
+    if (socket != NULL)
+        fill_in(socket, descriptor, listener->family, listener->type, listener->protocol);
     return socket;
 }
 

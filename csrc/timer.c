@@ -8,6 +8,7 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 static void put(struct an_timers *timers, uint32_t index, struct an_timer *timer) {
     timers->heap[index] = timer;
@@ -40,12 +41,14 @@ static void sink(struct an_timers *timers, uint32_t index, struct an_timer *time
     put(timers, index, timer);
 }
 
+enum { CAPACITY_LEAST = 64 };
+
 bool an_timers_reserve(struct an_timers *timers) {
     if (timers->reserved < timers->capacity) {
         timers->reserved++;
         return true;
     }
-    uint32_t capacity = timers->capacity == 0 ? 64 : timers->capacity * 2;
+    uint32_t capacity = timers->capacity == 0 ? CAPACITY_LEAST : timers->capacity * 2;
     struct an_timer **heap = realloc(timers->heap, capacity * sizeof *heap);
     if (heap == NULL)
         return false;
@@ -55,7 +58,25 @@ bool an_timers_reserve(struct an_timers *timers) {
     return true;
 }
 
-void an_timers_unreserve(struct an_timers *timers) { timers->reserved--; }
+/* To fresh memory, as what is cut where it is may lie above all that was freed and keep that from the system. Without
+ * memory it stays large. */
+static void shrink(struct an_timers *timers) {
+    uint32_t capacity = timers->capacity / 2;
+    struct an_timer **heap = malloc(capacity * sizeof *heap);
+    if (heap == NULL)
+        return;
+    memcpy(heap, timers->heap, timers->count * sizeof *heap);
+    free(timers->heap);
+    timers->heap = heap;
+    timers->capacity = capacity;
+}
+
+void an_timers_unreserve(struct an_timers *timers) {
+    timers->reserved--;
+    assert(timers->count <= timers->reserved);
+    if (timers->capacity > CAPACITY_LEAST && timers->reserved <= timers->capacity / 4)
+        shrink(timers);
+}
 
 void an_timers_insert(struct an_timers *timers, struct an_timer *timer, int64_t due_ns) {
     assert(timers->count < timers->reserved);

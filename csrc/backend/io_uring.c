@@ -249,7 +249,7 @@ static int keep_to_limit(an_descriptor *descriptor) {
 /* An accepted descriptor for an operation. Without memory it stays the caller's, and the operation was told. */
 static bool hand_accepted(an_socket *socket, struct operation *operation, an_descriptor descriptor) {
     struct an_block *block = an_pool_offer(&socket->port->pool, true, 0);
-    an_socket *accepted = an_socket_create(descriptor, socket->family, socket->type, socket->protocol);
+    an_socket *accepted = an_socket_create_accepted(socket, descriptor);
     if (block != NULL && accepted != NULL) {
         accepted->fork_count = socket->requests.fork_count; /* the child of a later fork may have it as well */
         if (an_os_peer_address(descriptor, an_block_address(block)) != 0)

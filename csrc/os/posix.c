@@ -18,6 +18,7 @@
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
@@ -101,6 +102,15 @@ bool an_os_environment(const char *name, char *value, size_t size) {
     memcpy(value, found, strlen(found) + 1);
     return true;
 }
+
+/* ---- memory ------------------------------------------------------------------------------------------------------- */
+
+void *an_os_map(size_t size) {
+    void *pages = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    return pages != MAP_FAILED ? pages : NULL;
+}
+
+void an_os_unmap(void *pages, size_t size) { munmap(pages, size); }
 
 /* ---- sockets -------------------------------------------------------------------------------------------------------- */
 

@@ -175,6 +175,15 @@ void an_os_listen_to_console(void) {
     InitOnceExecuteOnce(&once, listen_to_console, NULL, NULL);
 }
 
+/* ---- memory ------------------------------------------------------------------------------------------------------- */
+
+void *an_os_map(size_t size) { return VirtualAlloc(NULL, size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE); }
+
+void an_os_unmap(void *pages, size_t size) {
+    (void)size;
+    VirtualFree(pages, 0, MEM_RELEASE);
+}
+
 /* ---- sockets -------------------------------------------------------------------------------------------------------- */
 
 static SOCKET native(an_descriptor descriptor) { return (SOCKET)descriptor; }

@@ -134,14 +134,17 @@ static int core_result;
 /* ---- locks, clock, fork: os.h ------------------------------------------------------------------------------------------- */
 
 static an_port *the_port;
+static const struct an_mutex *the_slabs_lock; /* the port's, and longer there than it */
 static const struct an_mutex *held[4];
 static unsigned held_count;
 
 /* The order of core.h. */
 static int rank(const struct an_mutex *mutex) {
-    if (the_port != NULL && mutex == &the_port->lock)
+    if (the_port == NULL)
+        return 1;
+    if (mutex == &the_port->lock)
         return 2;
-    return the_port != NULL && mutex == &the_port->pool.lock ? 3 : 1;
+    return mutex == &the_port->pool.lock || mutex == the_slabs_lock ? 3 : 1;
 }
 
 static bool holds_port(void) { return held_count > 0 && rank(held[held_count - 1]) > 1; }
@@ -411,6 +414,13 @@ static void let_peers_act(void) {
 bool an_os_is_stream(int type) { return type == TYPE_STREAM; }
 
 bool an_os_is_datagram(int type) { return type == TYPE_DATAGRAM; }
+
+void *an_os_map(size_t size) { return malloc(size); }
+
+void an_os_unmap(void *pages, size_t size) {
+    (void)size;
+    free(pages);
+}
 
 bool an_os_is_internet(int family) { return family == FAMILY_INTERNET; }
 
@@ -1699,6 +1709,7 @@ static void begin(uint64_t chosen) {
 
 static void end(void) {
     the_port = NULL;
+    the_slabs_lock = NULL;
     for (int i = 0; i < descriptor_count; i++)
         free(descriptors[i].log);
 }
@@ -1711,6 +1722,7 @@ static void run(uint64_t chosen) {
     int error = CORE(an_port_open(&the_port, &options));
     CHECK(error == 0 || (error == AN_ENOMEM && faults.no_memory > 0));
     if (error == 0) {
+        the_slabs_lock = &the_port->slabs->lock;
         bool settles = in_hundred(75);
         for (size_t left = below(STEPS_MOST); left > 0; left--)
             take_step();
