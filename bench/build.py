@@ -23,7 +23,7 @@ SOURCES = ROOT / "bench" / "c"
 CYTHON_ECHO = ROOT / "examples" / "cython_echo"
 DEFAULT_FOLDER = ROOT / "build" / "bench"
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror")
-ALONE = ("echo_epoll", "echo_io_uring", "file_server", "load")
+ALONE = ("echo_epoll", "echo_io_uring", "echo_udp", "file_server", "load")
 ON_THE_LIBRARY = ("echo_native", "parts")
 OLDEST, NEWEST = 11, 20  # minor versions of CPython 3 that are looked for
 

@@ -76,6 +76,7 @@ ZLOOP_ON_IO_URING = replace(
 SERVERS = (
     Server("c-epoll", "c", "echo_epoll"),
     Server("c-io_uring", "c", "echo_io_uring"),
+    Server("c-udp", "c", "echo_udp", roles=frozenset({"udp"})),
     *(capi(backend, concurrency) for backend in ("epoll", "io_uring") for concurrency in (0, 1)),
     *(cython(backend) for backend in ("epoll", "io_uring")),
     *(native(backend, concurrency) for backend in ("epoll", "io_uring") for concurrency in (0, 1)),

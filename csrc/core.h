@@ -260,7 +260,7 @@ struct an_socket {
     bool on_throttled;     /* in the port's list of those that wait for the port's share; port.lock */
     struct an_direction receive;
     struct an_direction transmit;
-    uint64_t unsent;
+    uint64_t unsent; /* atomic, written under the lock */
     uint64_t bytes_received;
     uint64_t bytes_sent;
     uint64_t ahead;            /* bytes queued and not dequeued; atomic, written under port.lock */

@@ -36,7 +36,7 @@ void an_direction_append(struct an_direction *direction, struct operation *opera
         direction->head = operation;
     direction->tail = operation;
     if (is_send(operation))
-        operation->record.socket->unsent += an_operation_remaining(operation);
+        an_atomic_bump64(&operation->record.socket->unsent, an_operation_remaining(operation));
 }
 
 void an_direction_remove(struct an_direction *direction, struct operation *operation) {
@@ -50,7 +50,7 @@ void an_direction_remove(struct an_direction *direction, struct operation *opera
     else
         direction->head = next;
     if (is_send(operation))
-        operation->record.socket->unsent -= an_operation_remaining(operation);
+        an_atomic_bump64(&operation->record.socket->unsent, 0 - an_operation_remaining(operation));
 }
 
 void an_operation_let_go(struct operation *operation) {

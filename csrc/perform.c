@@ -303,7 +303,7 @@ static size_t cut_to_one_call(an_buffer *buffers, size_t count) {
 static void advance(an_socket *socket, struct operation *operation, uint64_t sent, bool linked) {
     operation->record.transferred += sent;
     if (linked)
-        socket->unsent -= sent;
+        an_atomic_bump64(&socket->unsent, 0 - sent);
     if ((operation->flags & OPERATION_VECTOR) == 0)
         return;
     sent += operation->more.piece.offset;

@@ -237,7 +237,8 @@ int an_socket_close(an_socket *socket, uint32_t flags) {
 }
 
 void an_socket_free(an_socket *socket, uint32_t flags) {
-    an_socket_close(socket, flags & AN_FLUSH);
+    if (an_atomic_load32(&socket->state) != SOCKET_CLOSED)
+        an_socket_close(socket, flags & AN_FLUSH);
     an_socket_drop(socket);
 }
 
@@ -363,10 +364,7 @@ int an_socket_is_closed(an_socket *socket) {
 uint64_t an_socket_unsent(an_socket *socket) {
     if (is_foreign(socket))
         return 0;
-    an_mutex_lock(&socket->lock);
-    uint64_t unsent = socket->unsent;
-    an_mutex_unlock(&socket->lock);
-    return unsent;
+    return an_atomic_load64(&socket->unsent);
 }
 
 uint32_t an_socket_unreported(const an_socket *socket) { return an_atomic_load32(&socket->unreported); }

@@ -30,6 +30,7 @@ PYTHON_SERVERS = ["native-epoll-1", "native-io_uring-plain-1"]
 CYTHON_SERVERS = ["cython-epoll-1"] if importlib.util.find_spec("cython_echo") else []
 C_SERVERS = ["c-epoll", "c-io_uring", "capi-epoll-1", "capi-io_uring-1"]
 NATIVE_SERVERS = [*C_SERVERS, *CYTHON_SERVERS, *PYTHON_SERVERS]
+DATAGRAM_SERVERS = ["c-udp", *PYTHON_SERVERS[:1]]
 
 
 def why_not() -> str:
@@ -75,7 +76,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = run_bench(
         *("--quick", "--no-peers", "--this-python", "--folder", str(folder)),
         *("--output", str(folder / "results.json")),
-        *(*SCENARIOS, *NATIVE_SERVERS),
+        *(*SCENARIOS, *NATIVE_SERVERS, *DATAGRAM_SERVERS[:1]),
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "### Goals" in ended.stdout
@@ -87,6 +88,7 @@ def test_every_server_is_measured_in_every_scenario_that_it_can_play(results: Pa
     assert set(medians) == set(SCENARIOS)
     assert set(medians["echo-64x50"]) == set(NATIVE_SERVERS)
     assert all(figures["cpu_us"]["median"] > 0 for figures in medians["echo-64x50"].values())
+    assert set(medians["udp"]) == set(DATAGRAM_SERVERS)
     assert all("native-epoll-1" in servers for servers in medians.values())
 
 
