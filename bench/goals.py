@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from bench.measure import Results, Spread
 
-#: What backend="auto" takes on a Linux with io_uring, used from one thread.
-OURS = "native-io_uring-1"
-OURS_ON_EPOLL = "native-epoll-1"
+ON_EPOLL = "native-epoll-1"  #: what backend="auto" takes on Linux
+ON_IO_URING = "native-io_uring-1"
+OURS = (ON_EPOLL, ON_IO_URING)
 ECHOES = ("echo-64x50", "echo-64x1000", "echo-64x9000", "echo-16k", "echo-256k")
 
 
@@ -50,30 +51,37 @@ def against(peer: str, scenarios: tuple[str, ...], server: str, limit: float) ->
     return [Goal("CPU per message", name, server, limit, peer) for name in scenarios]
 
 
+def both(what: str, scenario: str, limit: float, peer: str = "", **more: Any) -> list[Goal]:
+    """The same goal on epoll and on io_uring."""
+    return [Goal(what, scenario, server, limit, peer, **more) for server in OURS]
+
+
+def beside_itself(scenario: str, other: str, limit: float) -> list[Goal]:
+    """One scenario against another of the same server."""
+    return [Goal("CPU per message", scenario, name, limit, name, other) for name in OURS]
+
+
 GOALS = (
-    *against("best", ECHOES, OURS, 0.95),
-    *against("uvloop", ECHOES, OURS_ON_EPOLL, 0.90),
-    *against("c-epoll", ECHOES, OURS_ON_EPOLL, 1.08),
-    *against("c-io_uring", ECHOES, OURS, 1.08),
+    *against("best", ECHOES, ON_EPOLL, 0.95),
+    *against("best", ECHOES, ON_IO_URING, 0.95),
+    *against("uvloop", ECHOES, ON_EPOLL, 0.90),
+    *against("c-epoll", ECHOES, ON_EPOLL, 1.08),
+    *against("c-io_uring", ECHOES, ON_IO_URING, 1.08),
     *against("c-epoll", ECHOES, "capi-epoll-1", 1.03),
     *against("c-io_uring", ECHOES, "capi-io_uring-1", 1.03),
     *against("c-epoll", ECHOES, "cython-epoll-1", 1.03),
     *against("c-io_uring", ECHOES, "cython-io_uring-1", 1.03),
-    *against("uvloop", ("echo-64x50",), "native-io_uring-plain-1", 1.00),
     *against("uvloop", ("echo-64x50",), "native-epoll-plain-1", 1.00),
-    Goal("CPU per cycle", "cycles", OURS, 0.80, "uvloop"),
-    Goal("CPU per packet", "udp", OURS, 0.60, "uvloop"),
-    Goal("CPU per delivery", "fanout", OURS, 0.80, "uvloop"),
-    Goal("echoes a second", "busy", OURS, 2.5, "uvloop", figure="rate", at_least=True),
-    Goal("CPU per message", "active-10-of-10010", OURS, 1.10, OURS, "active-10"),
-    Goal("CPU per message", "active-10-of-10010", OURS_ON_EPOLL, 1.10, OURS_ON_EPOLL, "active-10"),
-    Goal("CPU per message", "deadline", OURS, 1.02, OURS, "deadline-none"),
-    Goal("CPU per message", "deadline", OURS_ON_EPOLL, 1.02, OURS_ON_EPOLL, "deadline-none"),
-    Goal("p99 latency", "latency", OURS, 1.00, "best", figure="p99_us"),
-    Goal("KiB a connection", "memory", OURS, 0.75, figure="memory_kib"),
-    Goal("KiB that stay", "memory", OURS, 0.10, figure="stays_kib"),
-    Goal("KiB a connection", "memory", OURS_ON_EPOLL, 0.75, figure="memory_kib"),
-    Goal("KiB that stay", "memory", OURS_ON_EPOLL, 0.10, figure="stays_kib"),
+    *against("uvloop", ("echo-64x50",), "native-io_uring-plain-1", 1.00),
+    *both("CPU per cycle", "cycles", 0.80, "uvloop"),
+    *both("CPU per packet", "udp", 0.60, "uvloop"),
+    *both("CPU per delivery", "fanout", 0.80, "uvloop"),
+    *both("echoes a second", "busy", 2.5, "uvloop", figure="rate", at_least=True),
+    *beside_itself("active-10-of-10010", "active-10", 1.10),
+    *beside_itself("deadline", "deadline-none", 1.02),
+    *both("p99 latency", "latency", 1.00, "best", figure="p99_us"),
+    *both("KiB a connection", "memory", 0.75, figure="memory_kib"),
+    *both("KiB that stay", "memory", 0.10, figure="stays_kib"),
 )
 
 
