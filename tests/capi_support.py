@@ -34,6 +34,10 @@ needs_compiler = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
 needs_cython = pytest.mark.skipif(bool(why_not(cython=True)), reason=why_not(cython=True) or "-")
 
 
+#: For an extension that one file serves later interpreters of; a free-threaded one has no such API.
+LIMITED_API = [] if sysconfig.get_config_var("Py_GIL_DISABLED") else ["-DPy_LIMITED_API=0x030b0000"]
+
+
 def run(command: list[str], cwd: Path | None = None) -> str:
     """What a command says; it must succeed."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)

@@ -23,6 +23,7 @@ import asyncio_native as an
 import capi_table
 import pytest
 from capi_support import (
+    LIMITED_API,
     SOURCES,
     compile_c,
     compile_cython,
@@ -142,7 +143,9 @@ def extension(folder: Path, *options: str, **changed: str) -> Path:
 def test_an_extension_calls_the_library_in_the_package_and_links_nothing(
     tmp_path: Path, language: str
 ) -> None:
-    options = ["-std=c11"] if language == "c" else ["-x", "c++", "-std=c++11"]
+    options = ["-std=c11", *LIMITED_API]
+    if language == "c++":
+        options = ["-x", "c++", "-std=c++11"]
     # It could not be loaded if it needed a name of the library, which exports none.
     version, abi, count, table, sizes = load(extension(tmp_path, *options)).look()
     assert (version, abi, count) == (an.__version__, RECORDED_ABI, len(RECORDED))
@@ -630,6 +633,41 @@ def test_an_exception_out_of_a_handler_is_unraisable_and_loses_nothing(
     port.post("behind")
     assert one(port).state == "behind"
     assert [number for _, _, _, number, *_ in seen] == [1]
+
+
+@needs_cython
+def test_a_handler_may_close_the_port(probe: Any, backend: str) -> None:
+    port = an.CompletionPort(backend)
+    seen: list[Any] = []
+    given = (port, seen)
+    probe.handle_and_close(port, given)
+    sock, _ = pair(port)
+    sock.recv()
+    for number in range(3):
+        probe.post(port, number)
+    port.post("behind")
+    # What was dequeued before it was closed still comes.
+    completions = port.dequeue_many(timeout=PATIENCE)
+    assert [c.state for c in completions] == ["behind"]
+    assert [s[3] for s in seen] == [0, 1, 2]
+    with pytest.raises(an.PortClosedError):
+        port.dequeue()
+    assert port.in_flight == 0
+    sock.close()
+
+
+@needs_cython
+def test_a_handler_may_dequeue(probe: Any, port: an.CompletionPort) -> None:
+    seen: list[Any] = []
+    given = (port, seen)
+    probe.handle_and_dequeue(port, given)
+    for number in range(40):
+        probe.post(port, number)
+        port.post(number)
+    completions = drain(port, lambda found: len(found) + len(seen) >= 80)
+    completions += [c for c in seen if isinstance(c, an.Completion)]
+    assert sorted(c.state for c in completions) == list(range(40))
+    assert sorted(s[3] for s in seen if isinstance(s, tuple)) == list(range(40))
 
 
 @needs_cython

@@ -38,7 +38,9 @@ NEEDED = (
     r"asyncio_native/__init__\.py",
     r"asyncio_native/py\.typed",
     r"asyncio_native/_native\.pyi",
+    r"asyncio_native/__init__\.pxd",
     r"asyncio_native/include/asyncio_native\.h",
+    r"asyncio_native/include/asyncio_native_capi\.h",
     r"asyncio_native/_native\.(abi3\.so|pyd)",
     r"asyncio_native-[^/]*\.dist-info/licenses/LICENSE",
 )

@@ -1,6 +1,5 @@
 /* extension.c - an extension in C: tells what it finds in the package, and what it was compiled for. */
 #define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030b0000
 #include <asyncio_native_capi.h>
 
 static PyObject *look(PyObject *module, PyObject *unused) {

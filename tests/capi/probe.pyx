@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, freethreading_compatible=True
 """What a test does in C: starts operations of its own on Python's ports and sockets, and dequeues."""
 
 cimport asyncio_native as an
@@ -253,6 +253,24 @@ def handle(port, list seen):
 
 def handle_badly(port, list seen):
     an.an_py_port_set_handler(port, complain, <void *>seen)
+
+cdef void end(an.an_completion *c, void *context) noexcept with gil:
+    port, seen = <tuple>context
+    count(c, <void *>seen)
+    port.close()
+
+def handle_and_close(port, tuple port_and_seen):
+    """The first completion closes the port."""
+    an.an_py_port_set_handler(port, end, <void *>port_and_seen)
+
+cdef void enter(an.an_completion *c, void *context) noexcept with gil:
+    port, seen = <tuple>context
+    count(c, <void *>seen)
+    seen.extend(port.dequeue_many(1, 0))
+
+def handle_and_dequeue(port, tuple port_and_seen):
+    """Each completion dequeues one from Python's side, too."""
+    an.an_py_port_set_handler(port, enter, <void *>port_and_seen)
 
 def handle_no_more(port):
     an.an_py_port_set_handler(port, NULL, NULL)
