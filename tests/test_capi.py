@@ -6,6 +6,7 @@ starts operations of its own on Python's ports and dequeues from them without th
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import re
@@ -118,6 +119,72 @@ def test_the_installed_headers_are_those_of_the_sources() -> None:
         installed = Path(an.get_include(), name).read_text("utf-8")
         assert installed == source.replace("@VERSION@", an.__version__)
         assert "@" not in installed
+
+
+class Table(ctypes.Structure):
+    """`struct an_capi`, as far as it has names here."""
+
+    _fields_ = (
+        ("abi", ctypes.c_uint32),
+        ("count", ctypes.c_uint32),
+        ("version", ctypes.c_char_p),
+        *((name, ctypes.c_void_p) for name in RECORDED),
+    )
+
+
+class Entry(ctypes.Structure):
+    """`an_completion`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("operation", "socket", "state", "data")),
+        *((name, ctypes.c_void_p) for name in ("accepted", "address")),
+        ("transferred", ctypes.c_uint64),
+        ("error", ctypes.c_int32),
+        ("kind", ctypes.c_uint16),
+        ("flags", ctypes.c_uint16),
+        ("reserved", ctypes.c_void_p),
+    )
+
+
+def package_table() -> Table:
+    """The table in the capsule, without any extension: on every system."""
+    from asyncio_native import _capi
+
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    return Table.from_address(pointer(_capi.table, b"asyncio_native._capi.table") or 0)
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="ctypes.pythonapi is CPython's")
+def test_the_table_is_in_the_package_and_its_functions_are_the_librarys(
+    port: an.CompletionPort,
+) -> None:
+    table = package_table()
+    assert (table.abi, table.count) == (RECORDED_ABI, len(RECORDED))
+    assert table.version.decode() == an.__version__
+    assert all(getattr(table, name) for name in RECORDED)
+    handle_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(table.an_py_port_handle)
+    handle = handle_of(port)
+    backend = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(table.an_port_backend)
+    assert backend(handle).decode() == port.backend
+    with pytest.raises(TypeError):
+        handle_of(None)
+
+    entry, count = Entry(), ctypes.c_size_t()
+    dequeue = ctypes.CFUNCTYPE(
+        ctypes.c_int,
+        *(ctypes.c_void_p, ctypes.POINTER(Entry), ctypes.c_size_t, ctypes.c_int64),
+        ctypes.POINTER(ctypes.c_size_t),
+    )(table.an_port_dequeue)
+    new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object, ctypes.POINTER(Entry))(
+        table.an_py_completion_new
+    )
+    port.post("through C")
+    assert dequeue(handle, ctypes.byref(entry), 1, int(PATIENCE * 1e9), ctypes.byref(count)) == 0
+    assert count.value == 1
+    assert new(port, ctypes.byref(entry)).state == "through C"
+    with pytest.raises(ValueError, match="has taken this completion already"):
+        new(port, ctypes.byref(entry))
 
 
 def extension(folder: Path, *options: str, **changed: str) -> Path:
