@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from ._constants import OperationKind
 from ._errors import port_closed
-from ._memory import address_of
 from ._native import ffi, lib
 
 if TYPE_CHECKING:
     from ._port import CompletionPort
     from ._socket import AsyncSocket
 
+# Each operation that is started calls these: no attribute is looked up for it.
+_new = ffi.new
+_cast = ffi.cast
 _OPERATION = ffi.typeof("an_operation *")
+_UINTPTR = ffi.typeof("uintptr_t")
 _INT32 = ffi.typeof("int32_t *")
 
 
@@ -73,11 +76,11 @@ class Operation:
         # What must live until the completion is dequeued: data, an address, or a pair of a list of
         # views of buffers and what is beside them.
         self._held: Any = None
-        self._memory = memory = ffi.new(_OPERATION)
+        self._memory = memory = _new(_OPERATION)
         # The port's dict of operations in flight has this as its key.
-        self._key = key = address_of(memory)
+        self._key = key = int(_cast(_UINTPTR, memory))
         # The lowest bit is the mark that tells Python's operations from those of C code.
-        self._handle = ffi.cast(_OPERATION, key | 1)
+        self._handle = _cast(_OPERATION, key | 1)
         # A multishot's completions with `more` that were decoded; None where nobody counted.
         self._decoded: int | None = 0
 
