@@ -10,6 +10,7 @@
 #define SIZEOF_SIZE_T 8
 #define SIZEOF_TIME_T 8
 #define ALIGNOF_MAX_ALIGN_T 8
+#define WITH_DOC_STRINGS 1 /* else PyDoc_STR makes them empty */
 
 #if defined(_WIN32)
 #define MS_WIN64 1
