@@ -34,11 +34,17 @@ from support import (
     read_exactly,
 )
 
-HAS_C = sys.implementation.name == "cpython" and "t" not in getattr(sys, "abiflags", "")
+HAS_C = (
+    sys.implementation.name == "cpython"
+    and sys.platform != "win32"
+    and "t" not in getattr(sys, "abiflags", "")
+)
 BINDINGS = ("c", "cffi") if HAS_C else ("cffi",)
 
 only_c = pytest.mark.skipif(an.binding != "c", reason="this is about the binding in C")
-both = pytest.mark.skipif(not HAS_C, reason="the binding in C is for CPython with its lock")
+both = pytest.mark.skipif(
+    not HAS_C, reason="the binding in C is for CPython with its lock, on POSIX"
+)
 
 
 def run(source: str, **environment: str) -> subprocess.CompletedProcess[str]:
