@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import asyncio_native as an
 import pytest
@@ -22,7 +23,25 @@ COMPILER = shutil.which("cc")
 
 def with_blocks(language: str) -> list[str]:
     """The pages with code of that language, by their path in docs/."""
-    return [str(page.relative_to(DOCS)) for page in PAGES if readme.blocks(language, page)]
+    return [page.relative_to(DOCS).as_posix() for page in PAGES if readme.blocks(language, page)]
+
+
+#: Pages whose programs are for POSIX alone, and why.
+POSIX_ONLY = {
+    "howto/inside-asyncio.md": "watches the port by its descriptor, which Windows has not",
+    "howto/processes.md": "there is no fork on Windows",
+}
+
+
+def programs() -> list[Any]:
+    """The pages with Python, but for those that need a module of Cython's, for pytest."""
+    return [
+        pytest.param(name, marks=pytest.mark.posix(POSIX_ONLY[name]))
+        if name in POSIX_ONLY
+        else name
+        for name in with_blocks("python")
+        if name not in with_blocks("cython")
+    ]
 
 
 def program(page: Path) -> str:
@@ -38,12 +57,7 @@ def program(page: Path) -> str:
     return "\n".join(lines)
 
 
-def without_cython(pages: list[str]) -> list[str]:
-    """Those that need no module of Cython's."""
-    return [page for page in pages if page not in with_blocks("cython")]
-
-
-@pytest.mark.parametrize("name", without_cython(with_blocks("python")))
+@pytest.mark.parametrize("name", programs())
 def test_the_python_blocks_of_a_page_are_one_program_that_prints_its_text_blocks(
     name: str, backend: str
 ) -> None:

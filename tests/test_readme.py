@@ -82,6 +82,7 @@ def test_the_cython_block_is_a_module(port: an.CompletionPort, tmp_path: Path) -
     assert draining.drain(port) == []
 
 
+@pytest.mark.posix("the README's commands are read by sh")
 def test_the_commands_are_two_lines_with_environments_of_their_own() -> None:
     commands = readme.commands()
     assert list(commands) == ["c10k", "test"]
