@@ -161,7 +161,7 @@ static void ports_in_threads_of_their_own(const char *backend) {
 
 struct link {
     an_operation receive;
-    an_socket *near, *far;
+    an_socket *socket, *peer;
     uint32_t received, ended;
 };
 
@@ -174,9 +174,9 @@ static struct {
 static void *send_pieces(void *memory) {
     struct link *link = memory;
     for (int i = 0; i < PIECES; i++) {
-        CHECK_OK(an_socket_send(link->far, NULL, "abcd", 4, AN_FOREVER));
+        CHECK_OK(an_socket_send(link->peer, NULL, "abcd", 4, AN_FOREVER));
         if (i % 16 == 0)
-            CHECK_OK(an_port_associate(crowd.port, link->near, link)); /* the state, while others read it */
+            CHECK_OK(an_port_associate(crowd.port, link->socket, link)); /* the state, while others read it */
     }
     an_atomic_add32(&crowd.senders_done, 1);
     return NULL;
@@ -186,9 +186,9 @@ static void *pause_and_resume(void *unused) {
     (void)unused;
     for (unsigned turn = 0; an_atomic_load32(&crowd.senders_done) < LINKS; turn++) {
         struct link *link = &crowd.links[turn % LINKS];
-        CHECK_OK(an_operation_pause(link->near, &link->receive));
-        (void)an_socket_unsent(link->far);
-        CHECK_OK(an_operation_resume(link->near, &link->receive));
+        CHECK_OK(an_operation_pause(link->socket, &link->receive));
+        (void)an_socket_unsent(link->peer);
+        CHECK_OK(an_operation_resume(link->socket, &link->receive));
         rest_us(100);
     }
     return NULL;
@@ -235,9 +235,9 @@ static void multishots_are_shared_by_all_who_dequeue(const char *backend) {
     crowd.port = open_port(backend);
     for (int i = 0; i < LINKS; i++) {
         struct link *link = &crowd.links[i];
-        open_pair(crowd.port, &link->near, &link->far, NULL);
-        CHECK_OK(an_port_associate(crowd.port, link->near, link));
-        CHECK_OK(an_socket_recv(link->near, &link->receive, NULL, 64, AN_MULTISHOT, UINT64_MAX, AN_FOREVER));
+        open_pair(crowd.port, &link->socket, &link->peer, NULL);
+        CHECK_OK(an_port_associate(crowd.port, link->socket, link));
+        CHECK_OK(an_socket_recv(link->socket, &link->receive, NULL, 64, AN_MULTISHOT, UINT64_MAX, AN_FOREVER));
     }
     for (int i = 0; i < DEQUEUERS; i++)
         CHECK_OK(pthread_create(&dequeuers[i], NULL, count_until_closed, NULL));
@@ -249,15 +249,15 @@ static void multishots_are_shared_by_all_who_dequeue(const char *backend) {
     CHECK_OK(pthread_join(pauser, NULL));
     crowd_waits_for(4 * PIECES, 0);
     for (int i = 0; i < LINKS; i++)
-        CHECK_OK(an_operation_cancel(crowd.links[i].near, &crowd.links[i].receive, NULL));
+        CHECK_OK(an_operation_cancel(crowd.links[i].socket, &crowd.links[i].receive, NULL));
     crowd_waits_for(4 * PIECES, 1);
     CHECK(an_port_in_flight(crowd.port) == 0);
     CHECK_OK(an_port_close(crowd.port));
     for (int i = 0; i < DEQUEUERS; i++)
         CHECK_OK(pthread_join(dequeuers[i], NULL));
     for (int i = 0; i < LINKS; i++) {
-        an_socket_free(crowd.links[i].near, 0);
-        an_socket_free(crowd.links[i].far, 0);
+        an_socket_free(crowd.links[i].socket, 0);
+        an_socket_free(crowd.links[i].peer, 0);
     }
     an_port_free(crowd.port);
 }
