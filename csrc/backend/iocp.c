@@ -433,6 +433,8 @@ static void transmitting_ended(an_socket *socket, struct request *request, struc
     struct operation *operation = socket->transmit.head;
     if (is_short(socket, request, outcome))
         outcome.error = AN_EPIPE;
+    if (request->file && outcome.error == WSAENOTCONN) /* so TransmitFile tells of a connection that was reset before */
+        outcome.error = AN_EPIPE;
     free_piece(socket->overlapped);
     socket->transmit.ready = true;
     bool lost = request->handed && an_os_is_datagram(socket->type); /* as datagrams may be */

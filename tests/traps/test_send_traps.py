@@ -156,6 +156,19 @@ def test_a_peer_that_resets_is_told_once_for_all_queued_quiet_sends(
         nothing(port)
 
 
+def test_a_file_for_a_peer_that_has_reset_fails_as_other_sends_do(port: an.CompletionPort) -> None:
+    """TransmitFile itself says that there is no connection."""
+    sock, peer = pair(port)
+    reset(peer)
+    with sock, tempfile.TemporaryFile() as file:
+        file.write(b"file")
+        file.flush()
+        operations = [sock.sendfile(file), sock.send(b"behind")]
+        completions = drain(port, 2)
+        assert [c.operation for c in completions] == operations
+        assert all(c.error in BROKEN for c in completions)
+
+
 def test_a_peer_that_resets_ends_sends_and_receives_alike(
     port: an.CompletionPort, family: str
 ) -> None:
