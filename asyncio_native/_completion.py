@@ -22,7 +22,9 @@ class Completion:
     state: what the socket was associated with, or what the post or timer was given.
     error: 0, or the system's error number as the module `errno` names it: ECANCELED when cancelled,
         ETIMEDOUT at a deadline, EPIPE on a broken stream, ECONNRESET, ECONNREFUSED, EMFILE, ... On
-        Windows one that `errno` does not know is Winsock's (10000 and more) or the system's own.
+        Windows those are the numbers of `errno` too: the C language's for ECANCELED, EPIPE, EMFILE,
+        ENOMEM, EBADF and EINVAL, Winsock's (10000 and more) for the rest; a file's error is the
+        system's own. The reference has a page on which number says what.
     transferred: bytes received or handed over; for quiet sends that failed, the bytes lost.
     data: for `recv` and `recvfrom` the bytes received, b"" at the end of a stream and with an
         error; None for everything else.

@@ -6,6 +6,7 @@ abstract, and stands before or over this class in both bindings.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Self
 
 from ._arguments import integer
@@ -174,5 +175,6 @@ def associate_error(sock: Any, error: int) -> Exception:
     if error == lib.AN_EPORTCLOSED:
         return port_closed()
     if error == lib.AN_EINVAL:
-        return ValueError("the socket belongs to another completion port")
+        also = ", or was made without overlapped operations" if sys.platform == "win32" else ""
+        return ValueError(f"the socket belongs to another completion port{also}")
     return socket_closed() if error == lib.AN_EBADF else system_error(error)

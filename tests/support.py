@@ -539,7 +539,9 @@ def check_python(source: str, backend: str, *, seconds: float = 50.0) -> str:
     return ended.stdout
 
 
-def start_python(source: str, backend: str, *, creationflags: int = 0) -> subprocess.Popen[str]:
+def start_python(
+    source: str, backend: str, *, creationflags: int = 0, close_fds: bool = True
+) -> subprocess.Popen[str]:
     """Starts a script with pipes for its input and output; the test ends it."""
     command, environment = _python(source, backend)
     return subprocess.Popen(
@@ -550,4 +552,5 @@ def start_python(source: str, backend: str, *, creationflags: int = 0) -> subpro
         stderr=subprocess.PIPE,
         text=True,
         creationflags=creationflags,
+        close_fds=close_fds,
     )

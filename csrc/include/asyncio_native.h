@@ -252,7 +252,8 @@ void an_port_free(an_port *port);
 const char *an_port_backend(const an_port *port);
 
 /* Binds `socket` to `port` for good and puts it under the port's event system. `state` comes back with each of its
- * completions. Again on the same port: replaces the state. AN_EINVAL: it belongs to another port. */
+ * completions. Again on the same port: replaces the state. AN_EINVAL: it belongs to another port; on Windows also to one of
+ * others, or it was made without WSA_FLAG_OVERLAPPED. */
 int an_port_associate(an_port *port, an_socket *socket, void *state);
 
 /* Queues a completion of kind AN_POST that carries `state`. `operation` is the caller's until it is dequeued. */

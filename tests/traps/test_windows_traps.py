@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import _thread
+import ctypes
+import errno
+import gc
+import os
+import re
 import socket
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import asyncio_native as an
 import pytest
 from support import (
     PATIENCE,
+    WINE,
     eventually,
     keep,
+    listening,
     nothing,
     one,
     pair,
@@ -50,6 +59,121 @@ def test_a_handle_bound_to_another_completion_port_is_refused_clearly(
             port.associate(sock)
         assert sock.port is None
         nothing(port)
+
+
+def test_an_inherited_handle_of_a_port_is_refused_clearly_and_works_on_here(
+    port: an.CompletionPort,
+) -> None:
+    """A socket belongs to its completion port in every process that has it."""
+    sock, peer = pair(port)
+    system: Any = os
+    system.set_handle_inheritable(sock.fileno(), True)
+    inherited = inherit(sock.fileno(), port.backend)
+    assert inherited.startswith("ValueError: the socket belongs to another completion port")
+    sock.send(b"still ours", quiet=True)
+    assert read_exactly(peer, 10) == b"still ours"
+
+
+def test_an_inherited_handle_that_no_port_has_is_served(port: an.CompletionPort) -> None:
+    ours, peer = stdlib_pair()
+    ours.set_inheritable(True)
+    assert inherit(ours.fileno(), port.backend) == "served"
+    assert read_exactly(peer, 14) == b"from the child"
+    ours.close()
+
+
+def inherit(handle: int, backend: str) -> str:
+    """What a child process says that adopts the handle and serves it."""
+    source = f"""
+        import socket
+        import asyncio_native as an
+        try:
+            socket.socket(fileno={handle}).detach()
+        except OSError:
+            raise SystemExit("no socket")
+        with an.CompletionPort() as port, an.AsyncSocket.adopt({handle}) as sock:
+            try:
+                port.associate(sock)
+                sock.send(b"from the child")
+                port.dequeue(10).result()
+                print("served")
+            except Exception as error:
+                print(f"{{type(error).__name__}}: {{error}}")
+        """
+    process = start_python(source, backend, close_fds=False)
+    try:
+        output, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    if WINE and errors == "no socket\n":
+        pytest.skip(
+            "in Wine 8 an inherited handle is no socket: the stdlib's socket refuses it too"
+        )
+    assert errors == ""
+    return output.strip()
+
+
+def test_a_handle_without_overlapped_operations_is_refused_clearly(port: an.CompletionPort) -> None:
+    ws2: Any = ctypes.WinDLL("ws2_32")  # type: ignore[attr-defined,unused-ignore]
+    ws2.WSASocketW.restype = ctypes.c_void_p
+    handle = ws2.WSASocketW(int(socket.AF_INET), int(socket.SOCK_STREAM), 0, None, 0, 0)
+    with an.AsyncSocket.adopt(handle) as sock:
+        with pytest.raises(ValueError, match="made without overlapped operations"):
+            port.associate(sock)
+        nothing(port)
+
+
+def test_a_handle_that_is_no_socket_is_refused_clearly() -> None:
+    msvcrt: Any = pytest.importorskip("msvcrt")
+    with tempfile.TemporaryFile() as file:
+        with pytest.raises(OSError) as caught:
+            an.AsyncSocket.adopt(msvcrt.get_osfhandle(file.fileno()))
+        assert caught.value.errno == errno.ENOTSOCK
+        os.fstat(file.fileno())
+
+
+@pytest.mark.parametrize("last", ["close", "drop", "port"])
+def test_requests_that_fail_at_once_leave_nothing_for_the_kernel(backend: str, last: str) -> None:
+    """No packet comes for them: closing the port waits in vain for one that is counted all the
+    same, and memory that is let go twice is found by the next request."""
+    port = an.CompletionPort(backend)
+    for _ in range(50):
+        sock = an.AsyncSocket()
+        port.associate(sock)
+        operations = [sock.recv(), sock.accept(), sock.recv_into(bytearray(10)), sock.send(b"x")]
+        completions = {c.operation: c for c in settle(port, 0.001)}
+        assert set(completions) == set(operations)
+        assert all(c.error for c in completions.values())
+        if last == "close":
+            sock.close()
+    began = time.perf_counter()
+    if last == "drop":
+        del sock, operations, completions
+        with pytest.warns(ResourceWarning):
+            gc.collect()
+    port.close()
+    assert time.perf_counter() - began < 2, "waited for a packet that does not come"
+
+
+def test_closing_the_port_has_the_kernel_let_go_of_pending_requests(backend: str) -> None:
+    port = an.CompletionPort(backend)
+    listener, _ = listening(port)
+    listener.accept(multishot=True)
+    datagrams = an.AsyncSocket(type=socket.SOCK_DGRAM)
+    datagrams.bind(("127.0.0.1", 0))
+    port.associate(datagrams)
+    datagrams.recvfrom()
+    for _ in range(100):
+        sock, _ = pair(port, small=True)
+        sock.recv(multishot=True)
+        sock.recv_into(bytearray(1 << 16))
+        sock.send(bytes(1 << 20))
+    settle(port)
+    began = time.perf_counter()
+    port.close()
+    assert time.perf_counter() - began < 3
+    assert port.in_flight == 0
 
 
 def test_one_of_two_pending_receives_can_be_cancelled(port: an.CompletionPort) -> None:
@@ -173,6 +297,22 @@ def test_threads_that_find_nothing_all_wait_in_the_kernel(port: an.CompletionPor
         thread.join(PATIENCE)
     assert not meeting.broken
     assert port.statistics().gauge_waiting == 0
+
+
+def test_the_reference_tells_the_numbers_of_errors() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "errors.md"
+    rows = [line.split("|") for line in page.read_text("utf-8").splitlines() if "| `errno." in line]
+    assert len(rows) >= 10
+    for row in rows:
+        names = re.findall(r"errno\.([A-Z]+)", row[2])
+        assert [getattr(errno, name) for name in names] == [int(n) for n in row[4].split(",")]
+        for name in names:
+            number = getattr(errno, name)
+            wanted = row[3].strip(" `")
+            raised = (
+                an.OperationCancelledError if name == "ECANCELED" else type(OSError(number, ""))
+            )
+            assert raised.__name__ == wanted
 
 
 def test_an_interrupt_without_the_console_ends_a_wait_for_ever(port: an.CompletionPort) -> None:
