@@ -216,6 +216,7 @@ static void accept_ended(an_socket *socket, int error) {
         return;
     an_os_close(acceptance->descriptor);
     acceptance->descriptor = -1;
+    error = an_os_accept_error(socket->descriptor, error);
     if (error != 0 && !an_os_accept_is_transient(error) && error != WSA_OPERATION_ABORTED)
         socket->overlapped->error = error;
 }

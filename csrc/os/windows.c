@@ -345,10 +345,17 @@ int an_os_get_option(an_descriptor descriptor, int level, int name, void *value,
     return 0;
 }
 
+int an_os_accept_error(an_descriptor listener, int error) {
+    bool listening;
+    if (error != WSAEINVAL || an_os_is_listening(listener, &listening) != 0 || !listening)
+        return error;
+    return AN_EMFILE;
+}
+
 int an_os_accept(an_descriptor listener, an_descriptor *accepted, an_address *address) {
     SOCKET opened = accept(native(listener), NULL, NULL);
     if (opened == INVALID_SOCKET)
-        return WSAGetLastError();
+        return an_os_accept_error(listener, WSAGetLastError());
     *accepted = (an_descriptor)opened;
     int error = an_os_prepare(*accepted);
     if (error != 0) {

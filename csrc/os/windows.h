@@ -14,6 +14,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "asyncio_native.h"
+
 struct an_mutex {
     SRWLOCK native;
 };
@@ -21,6 +23,10 @@ struct an_mutex {
 struct an_condition {
     CONDITION_VARIABLE native;
 };
+
+/* What accept or AcceptEx means by an error. Wine 8 has WSAEINVAL for descriptors that ran out, where a socket that does listen
+ * cannot get it: NtStatusToWSAError knows no STATUS_TOO_MANY_OPENED_FILES. */
+int an_os_accept_error(an_descriptor listener, int error);
 
 /* A thread in a wait that Ctrl-C shall end, on its own stack; linked in a list of the process under a lock of its own. */
 struct an_interruptible {
