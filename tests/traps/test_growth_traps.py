@@ -84,12 +84,15 @@ def test_completions_hold_their_socket_and_state_no_longer_than_they_live(
 
 
 MEMORY = """
-    import gc, os, random, socket
+    import gc, os, random, socket, sys
     import asyncio_native as an
     from support import LOCAL, drain, eventually, nothing, one, pair, pattern, pump, release_kept
     from support import SLOWNESS, open_count, reset, resident_memory, settle
 
     MEBIBYTE = 1 << 20
+    # What the interpreter may keep of freed objects. The allocator of a free-threaded one keeps
+    # about twice what a round of 64 MiB had; four rounds that are all kept would be 256 MiB.
+    KEPT = (160 if "t" in getattr(sys, "abiflags", "") else 24) * MEBIBYTE
     port = an.CompletionPort()
 """
 
@@ -130,7 +133,7 @@ def test_memory_returns_after_a_slow_reader_left(backend: str, leaving: str, pie
         after.append(resident_memory())
     assert min(peaks) - before > 40 * MEBIBYTE, "the reader was not slow"
     grown = [(size - before) // MEBIBYTE for size in after]
-    assert max(grown) <= 24, f"still resident after each: {{grown}} MiB"
+    assert max(after) - before <= KEPT, f"still resident after each: {{grown}} MiB"
     port.close()
 """,
         backend,
