@@ -149,7 +149,7 @@ def test_a_buffer_is_free_again_though_the_thread_that_gave_it_does_nothing(
 def test_buffers_are_free_when_a_port_was_closed_beside_threads_that_give_them(
     backend: str,
 ) -> None:
-    for _ in range(15):
+    for _ in range(5):
         port = an.CompletionPort(backend)
         sock, _ = pair(port)
         given: list[bytearray] = []
@@ -186,7 +186,7 @@ def test_buffers_are_free_when_a_port_was_closed_beside_threads_that_give_them(
 def test_threads_that_come_to_dequeue_disturb_no_end_of_a_multishot(
     port: an.CompletionPort,
 ) -> None:
-    connections, bytes_each = 120, 3
+    connections, bytes_each = 60, 3
     received: collections.Counter[int] = collections.Counter()
     ends: list[int] = []
     lock = threading.Lock()
@@ -234,7 +234,7 @@ def test_threads_that_come_to_dequeue_disturb_no_end_of_a_multishot(
 def test_operations_are_looked_at_and_stopped_while_others_dequeue_them(
     port: an.CompletionPort,
 ) -> None:
-    rounds = 150
+    rounds = 80
     operations: list[an.Operation] = []
     seen: collections.Counter[int] = collections.Counter()
     started = threading.Event()
