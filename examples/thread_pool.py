@@ -127,7 +127,9 @@ def main() -> None:
             worker.start()
         print("listening on {}:{}".format(*listener.getsockname()), flush=True)
         for worker in workers:
-            worker.join()  # Python runs signal handlers in the main thread, also while it is here
+            while worker.is_alive():
+                # Python runs signal handlers in the main thread; on Windows not while it waits.
+                worker.join(0.25)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ KILLED = "ended with status 15" if sys.platform == "win32" else "was killed by s
 #: A server that is not ours and does as `mode` says with its third connection, after the first
 #: message: the script takes the mode, a path to write to, and the command's own arguments.
 STAND_IN = """
-import functools, os, signal, socket, sys, threading
+import functools, os, signal, socket, sys, threading, time
 from asyncio_native.cli import c10k, common
-from asyncio_native.cli.c10k_board import Listening, Order
+from asyncio_native.cli.c10k_board import CpuTime, Listening, Order
 
 def talk(mode, number, peer):
     messages = 0
@@ -69,8 +69,9 @@ def serve(mode, path, connection, board, backend):
 
     threading.Thread(target=accept, daemon=True).start()
     connection.send(Listening(listener.getsockname()))
-    while connection.recv() is not Order.STOP:
-        pass
+    while (order := connection.recv()) is not Order.STOP:
+        if order is Order.TELL_CPU_TIME:  # asked where the system does not tell it of another process
+            connection.send(CpuTime(time.process_time()))
     with open(path, "w") as told:
         print(*sorted(hosts), file=told)
     os._exit(0)

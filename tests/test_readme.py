@@ -28,7 +28,7 @@ def test_every_python_block_is_run_by_a_test_here() -> None:
     assert readme.README.read_text("utf-8").count("```python") == 1 + len(rest)
 
 
-@pytest.mark.posix("ends the server by SIGINT, which no process can send to another on Windows")
+@pytest.mark.posix("waits for a pipe by select, and ends the server by SIGINT")
 def test_the_first_block_is_an_echo_server(backend: str) -> None:
     source = readme.blocks("python")[0]
     address = '("127.0.0.1", 5555)'
@@ -61,6 +61,7 @@ def test_the_first_block_is_an_echo_server(backend: str) -> None:
             server.communicate()
 
 
+@pytest.mark.posix("one block watches the port by its descriptor, which Windows has not")
 def test_the_other_blocks_are_one_program(backend: str) -> None:
     program = "\n".join(readme.blocks("python")[1:])
     assert check_python(f"# ruff: noqa\n{program}", backend) == "cancelled\nnothing came\n"

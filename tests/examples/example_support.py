@@ -18,6 +18,7 @@ from types import TracebackType
 
 import pytest
 import readme
+from cli_support import descriptors
 from support import ENDING_SIGNALS, OWN_CONSOLE, PATIENCE, dial, first_line, send_signal
 
 EXAMPLES = readme.README.parent / "examples"
@@ -101,7 +102,7 @@ class Example:
 
     def descriptors(self) -> int:
         """How many descriptors the example has open."""
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return descriptors(self.process.pid)
 
     def ends_in_order(self, number: int = ENDING_SIGNALS[-1]) -> None:
         """A signal ends it with status 0, and it had nothing to complain about."""

@@ -21,9 +21,7 @@ from capi_support import why_not
 from example_support import EXAMPLES, Example, flood, nc, program
 from support import PATIENCE, read_exactly, read_to_end
 
-pytestmark = pytest.mark.posix(
-    "drives it by nc, and ends it by SIGINT, which no process can send to another on Windows"
-)
+pytestmark = pytest.mark.posix("compiles it by the C compiler `cc`, and drives it by nc")
 
 IGNORED = shutil.ignore_patterns("build", "*.egg-info", "*.c", "__pycache__")
 NEEDED = ("Cython", "pip", "setuptools")

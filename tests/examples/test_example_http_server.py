@@ -15,6 +15,8 @@ import pytest
 from example_support import Example, flood, nc, resident_bytes, run
 from support import ENDING_SIGNALS, dial, eventually, pattern, read_to_end, reset
 
+pytestmark = pytest.mark.posix("curl, wrk and nc ask it for a folder with links and a pipe in it")
+
 BIG = pattern(5_000_000)
 TOO_LARGE = HTTPStatus(413).phrase  # CPython 3.13 has another one
 
