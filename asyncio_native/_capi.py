@@ -75,12 +75,17 @@ def new_socket(address: int) -> AsyncSocket:
     if lib.an_socket_is_closed(handle):
         raise _closed(port)
     sock = AsyncSocket.__new__(AsyncSocket)
-    sock._take(handle, lib.an_socket_family(handle))
-    if port is not None:
-        # Its state is the object from here on. If another thread closes it just now, it is closed.
-        with contextlib.suppress(OSError):
-            port.associate(sock)
-    return sock
+    family = lib.an_socket_family(handle)
+    try:
+        sock._take(handle, family)
+        if port is not None:
+            # If another thread closes it just now, then it is closed.
+            with contextlib.suppress(OSError):
+                port.associate(sock)
+        return sock
+    except BaseException:  # a signal handler raised, or memory ran out: it stays with C code
+        sock._forget()
+        raise
 
 
 def new_completion(port: object, address: int) -> Completion | None:

@@ -61,6 +61,11 @@ class AsyncSocket(SocketBase):
         self._key = 0
         self._handle = handle
 
+    def _forget(self) -> None:
+        if hasattr(self, "_handle"):
+            del self._handle
+        self._port = None
+
     def close(self, *, flush: bool = False) -> None:
         """Closes the socket, and returns at once.
 

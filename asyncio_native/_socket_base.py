@@ -93,6 +93,10 @@ class SocketBase:
         """Makes a new object the owner of that handle."""
         raise NotImplementedError
 
+    def _forget(self) -> None:
+        """Gives the handle up without closing it: it belongs to C code again."""
+        raise NotImplementedError
+
     @classmethod
     def adopt(cls, sock: stdlib.socket | int) -> Self:
         """Takes over an open `socket.socket`, or a file descriptor, and owns it from then on.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib.util
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from capi_support import (
 )
 from support import (
     PATIENCE,
+    check_python,
     dial,
     drain,
     listening,
@@ -357,6 +359,54 @@ def test_a_socket_that_python_cannot_own_stays_with_c(probe: Any, port: an.Compl
     made.close()
     with pytest.raises(OSError, match="the socket is closed"):
         made.to_python()
+
+
+def raise_at(step: int) -> Callable[..., Any]:
+    """A trace function that raises at that instruction of the package, as a signal handler may."""
+    left = step
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(str(Path(an.__file__).parent)):
+            return None
+        frame.f_trace_opcodes = True
+        left -= event == "opcode"
+        if left == 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+@needs_cython
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="CPython traces instructions")
+def test_a_signal_handler_that_raises_leaves_a_socket_with_c_or_with_python(
+    probe: Any, port: an.CompletionPort
+) -> None:
+    for step in range(1, 500):
+        mine, peer = socket.socketpair()
+        made = probe.adopt(mine.detach())
+        made.associate(port)
+        sock = None
+        sys.settrace(raise_at(step))
+        try:
+            sock = made.to_python()
+        except KeyboardInterrupt:
+            assert made.is_kept()
+            assert made.send_quietly(b"of C") == 0
+        finally:
+            sys.settrace(None)
+        if sock is not None:
+            assert not made.is_kept()
+            sock.send(b"of Python", quiet=True)
+            sock.close(flush=True)
+        del made  # what C has is closed with it, once
+        assert read_to_end(peer) == (b"of Python" if sock is not None else b"of C")
+        peer.close()
+        if sock is not None:
+            break
+    assert step > 20
 
 
 @needs_cython
@@ -882,6 +932,63 @@ def test_operations_of_ended_connections_do_not_accumulate(
             sock.close()
             del sock, peer
         assert living_operations() == 0
+
+
+OUT_OF_MEMORY = """
+    import socket
+    import sys
+
+    import _testcapi
+    import asyncio_native as an
+
+    sys.path.insert(0, {folder!r})
+    import probe
+
+    with an.CompletionPort({backend!r}) as port:
+        hand = probe.Hand(port)
+        here, peer = socket.socketpair()
+        sock = an.AsyncSocket.adopt(here)
+        port.associate(sock)
+        sock.recv(4, multishot=True)
+        failures = 0
+        for fails_from in range(60):
+            peer.sendall(b"data")
+            port.post(fails_from)
+            shown = []
+            while len(shown) < 2:
+                shown += hand.dequeue(10)
+            got = []
+            for index in range(2):
+                try:
+                    _testcapi.set_nomemory(fails_from, fails_from + 1)
+                    try:
+                        completion = hand.completion(index)
+                    finally:
+                        _testcapi.remove_mem_hooks()
+                except MemoryError:
+                    failures += 1
+                    assert port.in_flight == 2 - sum(c.kind is an.POST for c in got)
+                    completion = hand.completion(index)
+                got.append(completion)
+            hand.release()
+            assert [c.state for c in got if c.kind is an.POST] == [fails_from]
+            assert [c.data for c in got if c.kind is an.RECV] == [b"data"]
+            assert port.in_flight == 1
+        print(failures)
+        peer.close()
+"""
+
+
+@needs_cython
+@pytest.mark.skipif(an.binding != "c", reason="this is about the binding in C")
+def test_memory_that_runs_out_while_a_completion_is_given_loses_nothing(
+    built_probe: Any, backend: str
+) -> None:
+    if importlib.util.find_spec("_testcapi") is None:
+        pytest.skip("this interpreter has no _testcapi, which makes allocations fail")
+    folder = str(Path(built_probe.__file__).parent)
+    source = textwrap.dedent(OUT_OF_MEMORY).format(folder=folder, backend=backend)
+    assert int(check_python(source, backend)) >= 5
 
 
 SCRIPT = """

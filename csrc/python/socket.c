@@ -20,6 +20,19 @@ static PyObject *socket_give(PyObject *self, PyObject *arguments) {
     return nothing();
 }
 
+static PyObject *socket_forget(PyObject *self, PyObject *unused) {
+    (void)unused;
+    struct socket_object *socket = (struct socket_object *)self;
+    an_socket *handle = socket->handle;
+    struct port_object *port = socket->port;
+    socket->handle = NULL;
+    socket->port = NULL;
+    if (handle != NULL)
+        an_socket_set_state(handle, NULL);
+    Py_XDECREF((PyObject *)port);
+    return nothing();
+}
+
 static void close_handle(an_socket *handle, uint32_t flags) {
     if (an_socket_is_closed(handle) && (flags & AN_FLUSH) != 0)
         return;
@@ -582,6 +595,7 @@ static PyObject *socket_cancel(PyObject *self, PyTypeObject *type, PyObject *con
 
 static PyMethodDef socket_methods[] = {
     {"_give", socket_give, METH_VARARGS, PyDoc_STR("Gives it its socket: (address of the handle, family).")},
+    {"_forget", socket_forget, METH_NOARGS, PyDoc_STR("Gives its socket up without closing it.")},
     {"close", FAST_METHOD(socket_close),
      PyDoc_STR("close($self, /, *, flush=False)\n--\n\nCloses the socket, and returns at once.\n\n"
                "Plainly: the peer is told now, operations in flight complete as cancelled, what was not yet\n"

@@ -156,6 +156,9 @@ cdef class Socket:
         self.handle = NULL
         return made
 
+    def is_kept(self):
+        return self.handle != NULL
+
     def unsent(self):
         return an.an_socket_unsent(self.handle)
 
