@@ -454,7 +454,9 @@ def test_a_target_killed_in_the_middle_ends_its_clients(backend: str) -> None:
         for peer in quiet + busy:
             peer.close()
         proxy.await_no_connections()
-        expect_reset(proxy.dial())
+        # The reset may be there before the client is told that it is connected.
+        with contextlib.suppress(ConnectionResetError):
+            expect_reset(proxy.dial())
         assert proxy.end()[0] == 0
 
 

@@ -250,8 +250,8 @@ static void until_all_wait(void) {
     }
 }
 
-/* `waits`: of all threads together, until all of them wait again. */
-static void costs(int way, uint64_t wakeups, uint64_t waits) {
+/* `most`: waits of all threads together, until all of them wait again. */
+static void costs(int way, uint64_t wakeups, uint64_t most) {
     struct item item = {.handled = 0};
     open_port_with(dequeue_for_ever);
     until_all_wait();
@@ -260,20 +260,21 @@ static void costs(int way, uint64_t wakeups, uint64_t waits) {
     until(&item.handled, 1);
     until_all_wait();
     CHECK(counts().wakeups - before.wakeups == wakeups);
-    CHECK(counts().waits - before.waits == waits);
+    uint64_t waits = counts().waits - before.waits;
+    CHECK(waits >= 1 && waits <= most);
     close_with_dequeuers();
 }
 
 static void one_thread_wakes_up_for_each(void) {
     costs(0, 0, 1); /* an event: no wake-up of ours */
     costs(1, 1, 1);
-    costs(2, 1, 2); /* who was told of the timer waits for it */
+    costs(2, 1, 2); /* who was told of the timer waits for it, unless it was due by then */
 }
 
 static void one_thread_looks_after_a_timer_that_all_find(void) {
     struct item item = {.handled = 0};
     CHECK_OK(an_port_open(&port, NULL));
-    CHECK_OK(an_port_timer(port, &item.operation, SECOND / 5, &item));
+    CHECK_OK(an_port_timer(port, &item.operation, SECOND, &item));
     start_dequeuers(dequeue_for_ever);
     until_all_wait();
     an_statistics before = counts();
