@@ -103,9 +103,7 @@ def test_help_is_on_standard_output(
     assert errors == ""
 
 
-@pytest.mark.posix(
-    "Windows tells a pipe without a reader as an invalid argument, which is reported"
-)
+@pytest.mark.posix("Windows tells a pipe without a reader as an invalid argument")
 def test_a_reader_that_is_gone_gives_no_traceback() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -70,7 +70,7 @@ def serve(mode, path, connection, board, backend):
     threading.Thread(target=accept, daemon=True).start()
     connection.send(Listening(listener.getsockname()))
     while (order := connection.recv()) is not Order.STOP:
-        if order is Order.TELL_CPU_TIME:  # asked where the system does not tell it of another process
+        if order is Order.TELL_CPU_TIME:  # asked where the system does not tell it
             connection.send(CpuTime(time.process_time()))
     with open(path, "w") as told:
         print(*sorted(hosts), file=told)
