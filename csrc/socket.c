@@ -236,9 +236,9 @@ int an_socket_close(an_socket *socket, uint32_t flags) {
     return 0;
 }
 
+/* A closed one's lock is passed as well: who closes it has queued the last completion, and may not be done. */
 void an_socket_free(an_socket *socket, uint32_t flags) {
-    if (an_atomic_load32(&socket->state) != SOCKET_CLOSED)
-        an_socket_close(socket, flags & AN_FLUSH);
+    an_socket_close(socket, flags & AN_FLUSH);
     an_socket_drop(socket);
 }
 

@@ -234,6 +234,40 @@ static void a_port_is_watched_while_a_thread_waits(const char *backend) {
     }
 }
 
+/* Closes the sockets that come as posts. */
+static void *close_what_comes(void *posts) {
+    an_completion post;
+    size_t count;
+    while (an_port_dequeue(posts, &post, 1, AN_FOREVER, &count) == 0)
+        CHECK_OK(an_socket_close(post.state, 0));
+    return NULL;
+}
+
+/* Who got the last completion owns the socket alone, although the call that cancelled the operation has not returned yet. */
+static void the_last_completion_frees_what_another_thread_closes(const char *backend) {
+    enum { TURNS = 5000 };
+    an_port *port = open_port(backend), *posts = open_port(backend);
+    pthread_t closer;
+    CHECK_OK(pthread_create(&closer, NULL, close_what_comes, posts));
+    for (int turn = 0; turn < TURNS; turn++) {
+        an_socket *socket;
+        an_operation receive, post;
+        int peer;
+        open_pair(port, &socket, NULL, &peer);
+        CHECK_OK(an_socket_recv(socket, &receive, NULL, 10, 0, UINT64_MAX, AN_FOREVER));
+        CHECK_OK(an_port_post(posts, &post, socket));
+        an_completion completion = dequeue_one(port);
+        CHECK(completion.error == AN_ECANCELED);
+        an_completion_release(&completion, 1);
+        an_socket_free(socket, 0);
+        peer_close(peer);
+    }
+    CHECK_OK(an_port_close(posts));
+    CHECK_OK(pthread_join(closer, NULL));
+    an_port_free(posts);
+    an_port_free(port);
+}
+
 /* ---- threads that wait, and what ends the wait of how many ------------------------------------------------------------ */
 
 enum { CROWD = 4 };
@@ -361,5 +395,7 @@ int main(void) {
     on_each_backend("everything at once, with one thread that dequeues", one_dequeues_as_promised);
     on_each_backend("leaders change without losing a wake-up", leaders_change_without_losing_a_wake_up);
     on_each_backend("a port is watched while a thread waits", a_port_is_watched_while_a_thread_waits);
+    on_each_backend("the last completion frees what another thread closes",
+                    the_last_completion_frees_what_another_thread_closes);
     return 0;
 }
