@@ -781,6 +781,26 @@ def test_a_handler_may_close_the_port(probe: Any, backend: str) -> None:
 
 
 @needs_cython
+def test_a_handler_may_close_the_port_with_what_an_earlier_call_left(
+    probe: Any, backend: str
+) -> None:
+    port = an.CompletionPort(backend)
+    probe.post(port, 0)
+    for _ in range(10):
+        port.post("behind")
+    with pytest.raises(RuntimeError, match="C code"):
+        port.dequeue_many(timeout=PATIENCE)
+    seen: list[Any] = []
+    given = (port, seen)
+    probe.handle_and_close(port, given)
+    completions = port.dequeue_many(timeout=PATIENCE)
+    assert [c.state for c in completions] == ["behind"] * 10
+    assert [number for _, _, _, number, *_ in seen] == [0]
+    with pytest.raises(an.PortClosedError):
+        port.dequeue()
+
+
+@needs_cython
 def test_a_handler_may_dequeue(probe: Any, port: an.CompletionPort) -> None:
     seen: list[Any] = []
     given = (port, seen)

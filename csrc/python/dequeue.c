@@ -227,24 +227,19 @@ static bool take_abandoned(struct port_object *port, size_t limit, PyObject *don
     return true;
 }
 
-/* What calls left over that ran out of memory, or were broken off by a signal handler. */
-static bool take_left(struct port_object *port, size_t limit, PyObject *done) {
-    if (port->abandoned != NULL && !take_abandoned(port, limit, done))
-        return false;
-    while (port->left != NULL && (size_t)PyList_Size(done) < limit) {
-        struct batch *batch = port->left;
-        port->left = batch->next;
-        bool decoded = decode_batch(port, batch, limit, done);
-        if (batch->count > 0) {
-            batch->next = port->left;
-            port->left = batch;
-        } else {
-            free(batch);
-        }
-        if (!decoded)
-            return false;
-    }
-    return true;
+/* The port was closed while this call was under way: what it could not let go of then, goes now. */
+static void settle_closed(struct port_object *port) {
+    if (!port_is_closed(port))
+        return;
+    fast_discard_left(port);
+    if (port->active == NULL)
+        fast_drop_late(port);
+}
+
+/* From here to deactivate, who closes the port leaves the operations that the batch's entries refer to. */
+static void activate(struct port_object *port, struct batch *batch) {
+    batch->next = port->active;
+    port->active = batch;
 }
 
 static void deactivate(struct port_object *port, struct batch *batch) {
@@ -253,15 +248,30 @@ static void deactivate(struct port_object *port, struct batch *batch) {
         place = &(*place)->next;
     *place = batch->next;
     batch->next = NULL;
+    if (batch->count == 0) {
+        fast_give_batch_back(port, batch);
+    } else {
+        batch->next = port->left;
+        port->left = batch;
+    }
+    if (port->operations[LATE] != NULL || port->left != NULL)
+        settle_closed(port);
 }
 
-/* The port was closed while this call was under way: what it could not let go of then, goes now. */
-static void settle_closed(struct port_object *port) {
-    if (!port_is_closed(port))
-        return;
-    fast_discard_left(port);
-    if (port->active == NULL)
-        fast_drop_late(port);
+/* What calls left over that ran out of memory, or were broken off by a signal handler. */
+static bool take_left(struct port_object *port, size_t limit, PyObject *done) {
+    if (port->abandoned != NULL && !take_abandoned(port, limit, done))
+        return false;
+    while (port->left != NULL && (size_t)PyList_Size(done) < limit) {
+        struct batch *batch = port->left;
+        port->left = batch->next;
+        activate(port, batch);
+        bool decoded = decode_batch(port, batch, limit, done);
+        deactivate(port, batch);
+        if (!decoded)
+            return false;
+    }
+    return true;
 }
 
 static bool fill(struct port_object *port, size_t limit, int64_t wait_ns, PyObject *done) {
@@ -272,18 +282,9 @@ static bool fill(struct port_object *port, size_t limit, int64_t wait_ns, PyObje
     struct batch *batch = fast_take_batch(port, limit);
     if (batch == NULL)
         return false;
-    batch->next = port->active;
-    port->active = batch;
+    activate(port, batch);
     bool filled = wait_and_decode(port, batch, limit, wait_ns, done);
     deactivate(port, batch);
-    if (batch->count == 0) {
-        fast_give_batch_back(port, batch);
-    } else {
-        batch->next = port->left;
-        port->left = batch;
-    }
-    if (port->operations[LATE] != NULL || port->left != NULL)
-        settle_closed(port);
     return filled;
 }
 
@@ -341,15 +342,11 @@ static PyObject *decode_copy(struct port_object *port, const an_completion *entr
     }
     batch->entries[0] = *entry;
     batch->count = 1;
-    batch->next = port->active;
-    port->active = batch;
+    activate(port, batch);
     bool decoded = decode(port, batch, &batch->entries[0], done);
-    deactivate(port, batch);
     batch->count = 0; /* who dequeued the entry releases it */
     fast_release_entries(port, batch);
-    fast_give_batch_back(port, batch);
-    if (port->operations[LATE] != NULL || port->left != NULL)
-        settle_closed(port);
+    deactivate(port, batch);
     if (!decoded)
         Py_CLEAR(done);
     return done;
