@@ -336,6 +336,7 @@ class Batch:
                 entry.flags |= lib.AN_TAKEN
                 entry.accepted = ffi.NULL
             self.count[0] = 0
+            self.batches.discard(weakref.ref(self))
         return self.done[0]
 
     def _dismiss(self) -> None:

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -959,6 +960,30 @@ def test_operations_of_ended_connections_do_not_accumulate(
             sock.close()
             del sock, peer
         assert living_operations() == 0
+
+
+def living_references() -> int:
+    gc.collect()
+    return sum(1 for thing in gc.get_objects() if type(thing) is weakref.ref)
+
+
+@needs_cython
+def test_completions_of_a_lasting_multishot_leave_nothing(
+    probe: Any, port: an.CompletionPort
+) -> None:
+    hand = probe.Hand(port)
+    sock, peer = pair(port)
+    sock.recv(1, multishot=True)
+    before = 0
+    for turn in range(100):
+        peer.sendall(b"x")
+        fetch(hand, 1)
+        assert hand.completion(0).data == b"x"
+        hand.release()
+        if turn == 0:
+            before = living_references()
+    assert living_references() <= before
+    sock.close()
 
 
 OUT_OF_MEMORY = """
