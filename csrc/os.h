@@ -50,7 +50,8 @@ uint32_t an_fork_generation(void);
 /* Copies the value of an environment variable, as the process has set it last; false without one or if it is longer. */
 bool an_os_environment(const char *name, char *value, size_t size);
 
-/* Changes in parent and child at each fork: as long as it stays, no other process can hold our descriptors. */
+/* Changes in parent and child at each fork, in the parent before and behind it: as long as it stays, no other process can
+ * hold our descriptors. */
 uint32_t an_fork_count(void);
 
 /* ---- memory ------------------------------------------------------------------------------------------------------ */

@@ -68,13 +68,17 @@ int an_socket_open(an_socket **opened, int family, int type, int protocol) {
     an_descriptor descriptor;
     if (!is_served(type))
         return AN_ENOTSUP;
+    uint32_t fork_count = an_fork_count(); /* the child of a fork from here on may have it as well */
     int error = an_os_open(family, type, protocol, &descriptor);
     if (error != 0)
         return error;
     *opened = an_socket_create(descriptor, family, type, protocol);
-    if (*opened == NULL)
+    if (*opened == NULL) {
         an_os_close(descriptor);
-    return *opened != NULL ? 0 : AN_ENOMEM;
+        return AN_ENOMEM;
+    }
+    (*opened)->fork_count = fork_count;
+    return 0;
 }
 
 int an_socket_adopt(an_socket **adopted, an_descriptor descriptor) {

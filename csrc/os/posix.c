@@ -74,14 +74,16 @@ uintptr_t an_thread_identity(void) {
 static uint32_t fork_generation;
 static uint32_t fork_count;
 
-static void forked_parent(void) { an_atomic_add32(&fork_count, 1); }
+/* In the parent before the fork, as its other threads go on closing sockets while the child is made, and behind it, for
+ * those that they made in between. */
+static void count_fork(void) { an_atomic_add32(&fork_count, 1); }
 
 static void forked_child(void) {
-    an_atomic_add32(&fork_count, 1);
+    count_fork();
     an_atomic_add32(&fork_generation, 1);
 }
 
-static void watch_forks(void) { pthread_atfork(NULL, forked_parent, forked_child); }
+static void watch_forks(void) { pthread_atfork(count_fork, count_fork, forked_child); }
 
 static void watch_forks_once(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
