@@ -407,7 +407,7 @@ struct an_port {
     struct an_slot *slots;
     uint32_t slot_count;
     uint32_t slot_capacity;
-    uint32_t slots_seen; /* sockets there were when it was last seen whether the slots could be fewer */
+    uint32_t slots_left; /* sockets that have left since it was last seen whether the slots could be fewer */
     uint32_t free_slot;  /* index + 1 */
     uint32_t generation; /* the next socket's */
 

@@ -270,7 +270,7 @@ static bool grow_slots(an_port *port) {
     if (slots == NULL)
         return false;
     port->slots = slots;
-    port->slot_capacity = port->slots_seen = capacity;
+    port->slot_capacity = capacity;
     return true;
 }
 
@@ -288,13 +288,17 @@ static void tidy_slots(an_port *port) {
     }
 }
 
-/* Looks each time that half of the sockets are gone, which makes it cheap for each. To fresh memory, as in timer.c. */
+/* A socket left. Looks when half of the slots are free and a quarter of them were left since it last looked, which makes it
+ * cheap for each; so also who stood behind all others for long keeps them no longer. To fresh memory, as in timer.c. */
 static void shrink_slots(an_port *port) {
     uint32_t sockets = (uint32_t)port->counts.gauge_sockets;
     uint32_t capacity = SLOTS_LEAST;
-    if (port->slot_capacity <= SLOTS_LEAST || sockets > port->slots_seen / 2)
+    port->slots_left++;
+    if (port->slot_capacity <= SLOTS_LEAST || sockets > port->slot_count / 2)
         return;
-    port->slots_seen = sockets;
+    if (sockets > 0 && port->slots_left < port->slot_count / 4)
+        return;
+    port->slots_left = 0;
     tidy_slots(port);
     while (capacity / 2 < port->slot_count)
         capacity *= 2;

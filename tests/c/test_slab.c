@@ -107,9 +107,37 @@ static void a_port_shrinks_with_its_sockets(const char *backend) {
     an_port_free(port);
 }
 
+/* One that came last and stays long keeps the places of all others, but not for ever. */
+static void a_port_shrinks_when_the_last_socket_has_gone(const char *backend) {
+    enum { SOCKETS = 600, STAYING = 5, WAVE = 50, WAVES = 10 };
+    static an_socket *sockets[SOCKETS];
+    an_port *port = open_port(backend);
+    for (int i = 0; i < SOCKETS; i++) {
+        CHECK_OK(an_socket_open(&sockets[i], AF_INET, SOCK_DGRAM, 0));
+        CHECK_OK(an_port_associate(port, sockets[i], NULL));
+    }
+    for (int i = STAYING; i < SOCKETS - 1; i++)
+        an_socket_free(sockets[i], 0);
+    CHECK(port->slot_capacity >= SOCKETS);
+    an_socket_free(sockets[SOCKETS - 1], 0);
+    for (int wave = 0; wave < WAVES; wave++) {
+        for (int i = STAYING; i < WAVE; i++) {
+            CHECK_OK(an_socket_open(&sockets[i], AF_INET, SOCK_DGRAM, 0));
+            CHECK_OK(an_port_associate(port, sockets[i], NULL));
+        }
+        for (int i = STAYING; i < WAVE; i++)
+            an_socket_free(sockets[i], 0);
+    }
+    CHECK(port->slot_capacity == 64 && port->slot_count <= WAVE);
+    for (int i = 0; i < STAYING; i++)
+        an_socket_free(sockets[i], 0);
+    an_port_free(port);
+}
+
 int main(void) {
     slabs_follow_what_is_used();
     on_each_backend("an accepted socket outlives its port", an_accepted_socket_outlives_its_port);
     on_each_backend("a port shrinks with its sockets", a_port_shrinks_with_its_sockets);
+    on_each_backend("a port shrinks when the last socket has gone", a_port_shrinks_when_the_last_socket_has_gone);
     return 0;
 }
