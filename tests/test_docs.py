@@ -28,6 +28,7 @@ def with_blocks(language: str) -> list[str]:
 
 #: Pages whose programs are for POSIX alone, and why.
 POSIX_ONLY = {
+    "howto/free-threads.md": "several listeners on one port: SO_REUSEPORT, which Windows has not",
     "explanation/backends.md": "opens a port on poll, which Windows has not",
     "howto/inside-asyncio.md": "watches the port by its descriptor, which Windows has not",
     "howto/processes.md": "there is no fork on Windows",
