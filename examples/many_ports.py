@@ -51,7 +51,7 @@ def serve(address: tuple[str, int], lifeline: socket.socket) -> None:
                 elif c.kind is an.RECV and c.data:
                     if not c.socket.closed:  # by the failure of a send in the same batch
                         c.socket.send(c.data, quiet=True)
-                else:
+                elif not c.socket.closed:
                     # The end of the stream: what was sent before goes out. Or a failure.
                     c.socket.close(flush=not c.error)
 
