@@ -78,6 +78,13 @@ def test_wrong_usage_ends_the_process_with_status_2() -> None:
     assert_usage_error(run_cli("nonsense"), "nonsense")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell starts it without a descriptor 2")
+def test_without_standard_error_the_status_tells_and_nothing_is_written() -> None:
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh"]
+    ended = subprocess.run([*shell, *COMMAND, "nonsense"], stdout=subprocess.PIPE, timeout=50)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+
+
 @pytest.mark.parametrize("command", ["echo", "c10k"])
 def test_a_backend_that_does_not_work_here_is_refused_with_the_reason(command: str) -> None:
     backend = an_unavailable_backend()

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import asyncio_native as an
 import pytest
@@ -148,10 +148,16 @@ def test_an_echo_server_takes_one_receive_one_send_and_one_wait_for_a_message(si
 
 
 def test_a_connection_is_watched_once_and_closed_without_another_word() -> None:
-    with echo_program() as (process, address):
+    with ExitStack() as stack:
+        process, address = stack.enter_context(echo_program())
         for _ in range(20):
             with dial(address) as client:
                 exchange(client, 1, 10)
+                client.shutdown(socket.SHUT_WR)
+                assert client.recv(1) == b""
+        # The answer to a later connection tells that the server has done with those before it.
+        # Neither of these two ends while it is counted.
+        exchange(stack.enter_context(dial(address)), 1, 10)
         count = 50
         with counted(process) as counts:
             for _ in range(count):
@@ -159,8 +165,7 @@ def test_a_connection_is_watched_once_and_closed_without_another_word() -> None:
                     exchange(client, 1, 10)
                     client.shutdown(socket.SHUT_WR)
                     assert client.recv(1) == b""
-            with dial(address) as client:  # the last one's end is behind it
-                exchange(client, 1, 10)
+            exchange(stack.enter_context(dial(address)), 1, 10)
         receives, sends, _, rest = split(counts)
     # The second receive finds the end; each accept that found a connection is followed by one that
     # finds none, unless there is another connection by then.

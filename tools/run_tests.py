@@ -26,6 +26,8 @@ ROOT = TOOLS.parent
 # installed package neither here nor in the programs that tests start.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (TOOLS, ROOT)]
 os.environ["PYTHONSAFEPATH"] = "1"
+# Programs are tested as users start them: a buffer keeps what could not be written.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 import asyncio_native  # noqa: E402
 import pytest  # noqa: E402

@@ -10,12 +10,11 @@ line on standard error, ``asyncio-native: error: ...``, never a traceback.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
 from . import backends, c10k, echo, proxy
-from .common import PROGRAM, CommandError, Parser, UsageError, error_text
+from .common import PROGRAM, CommandError, Parser, UsageError, error_text, give_up, tell
 
 __all__ = ["main"]
 
@@ -35,17 +34,8 @@ def _build_parser() -> Parser:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr, flush=True)
+    tell(f"{PROGRAM}: error: {message}")
     return status
-
-
-def _discard_output() -> None:
-    """Points standard output at nothing: its reader is gone, and the exit flushes it again."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, sys.stdout.fileno())
-    finally:
-        os.close(nothing)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as error:
         return _fail(str(error), 1)
     except BrokenPipeError:
-        _discard_output()
+        give_up(sys.stdout)
         return 1
     except OSError as error:
         return _fail(error_text(error), 1)

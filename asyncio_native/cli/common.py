@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeAlias
+from typing import NoReturn, TextIO, TypeAlias
 
 import asyncio_native as an
 
@@ -32,10 +33,22 @@ class Parser(argparse.ArgumentParser):
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
+def give_up(stream: TextIO) -> None:
+    """Closes a standard stream whose reader is gone, else the exit would fail to flush it."""
+    with contextlib.suppress(OSError):  # of the last flush; the stream is closed nevertheless
+        stream.close()
+
+
 def tell(text: str) -> None:
     """Prints to standard error; that nobody reads it any more is no reason to end."""
-    with contextlib.suppress(OSError):
+    if sys.stderr is None or sys.stderr.closed:  # None: the process was started without one
+        return
+    try:
         print(text, file=sys.stderr, flush=True)
+    except OSError as error:
+        # Another error (a full disk) may pass. Windows has EINVAL for a pipe without a reader.
+        if error.errno in (errno.EPIPE, errno.EINVAL):
+            give_up(sys.stderr)
 
 
 def error_text(error: OSError) -> str:
