@@ -162,6 +162,7 @@ cdef extern from "asyncio_native_capi.h" nogil:
     void *an_socket_state(an_socket *socket)
     void an_socket_set_state(an_socket *socket, void *state)
     int an_socket_is_closed(an_socket *socket)
+    int an_socket_may_linger(an_socket *socket)
     uint64_t an_socket_unsent(an_socket *socket)
     uint32_t an_socket_unreported(const an_socket *socket)
     int an_socket_statistics_get(an_socket *socket, an_socket_statistics *statistics)

@@ -244,7 +244,8 @@ struct an_socket {
     uint32_t fork_count; /* of the time it was made, see os.h */
     uint32_t state;      /* enum socket_state; atomic, written under the lock */
     bool adopted;
-    bool shown; /* an_socket_descriptor told the number: others may duplicate it */
+    bool shown;   /* an_socket_descriptor told the number: others may duplicate it */
+    bool lingers; /* SO_LINGER was set, or may have been on its listener: closing may wait for the peer */
     bool accepted;
     bool listening;
     bool tells_length;     /* an_os_tells_length */

@@ -80,6 +80,8 @@ int an_os_listen(an_descriptor descriptor, int backlog);
 int an_os_local_address(an_descriptor descriptor, an_address *address);
 int an_os_peer_address(an_descriptor descriptor, an_address *address);
 int an_os_set_option(an_descriptor descriptor, int level, int name, const void *value, size_t length);
+/* Whether it is the option by which closing waits for the peer. */
+bool an_os_is_linger(int level, int name);
 int an_os_get_option(an_descriptor descriptor, int level, int name, void *value, size_t *length);
 
 /* What a socket is, from its system numbers. */

@@ -54,8 +54,10 @@ an_socket *an_socket_create(an_descriptor descriptor, int family, int type, int 
 
 an_socket *an_socket_create_accepted(const an_socket *listener, an_descriptor descriptor) {
     an_socket *socket = an_slabs_take(listener->port->slabs);
-    if (socket != NULL)
-        fill_in(socket, descriptor, listener->family, listener->type, listener->protocol);
+    if (socket == NULL)
+        return NULL;
+    fill_in(socket, descriptor, listener->family, listener->type, listener->protocol);
+    socket->lingers = listener->lingers || !an_socket_is_sole_holder(listener);
     return socket;
 }
 
@@ -327,7 +329,10 @@ int an_socket_peer_address(an_socket *socket, an_address *address) {
 
 int an_socket_set_option(an_socket *socket, int level, int name, const void *value, size_t length) {
     int error = lock_open(socket);
-    return error != 0 ? error : unlock_with(socket, an_os_set_option(socket->descriptor, level, name, value, length));
+    if (error != 0)
+        return error;
+    socket->lingers |= an_os_is_linger(level, name);
+    return unlock_with(socket, an_os_set_option(socket->descriptor, level, name, value, length));
 }
 
 int an_socket_get_option(an_socket *socket, int level, int name, void *value, size_t *length) {
@@ -363,6 +368,15 @@ int an_socket_is_closed(an_socket *socket) {
     if (is_foreign(socket))
         return 1;
     return an_atomic_load32(&socket->state) != SOCKET_OPEN;
+}
+
+int an_socket_may_linger(an_socket *socket) {
+    if (is_foreign(socket))
+        return 1;
+    an_mutex_lock(&socket->lock);
+    bool may = socket->lingers || !an_socket_is_sole_holder(socket);
+    an_mutex_unlock(&socket->lock);
+    return may;
 }
 
 uint64_t an_socket_unsent(an_socket *socket) {

@@ -646,19 +646,17 @@ KEEPING = """
 """
 
 
-@only_c
-def test_small_calls_keep_the_interpreter_lock() -> None:
-    """A busy thread gets the lock when a system call without it takes long enough, as strace makes
-    it, and gives it back after the switch interval."""
-    trace = ["strace", "-f", "-o", "/dev/null", "-e", "trace=sendto,recvfrom,epoll_wait"]
+def in_intervals_when_slow(script: str, *calls: str) -> float:
+    """Runs a script whose system calls strace makes slow, so that a busy thread beside it gets the
+    interpreter lock when one is made without. What the script prints."""
+    trace = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={','.join(calls)}"]
     tried = None
     if shutil.which("strace") is not None:
         tried = subprocess.run([*trace, "true"], capture_output=True)
     if tried is None or tried.returncode:
         pytest.skip("strace, which makes system calls slow, is not installed or may not trace here")
-    script = textwrap.dedent(KEEPING)
     ended = subprocess.run(
-        [*trace, sys.executable, "-P", "-c", script],
+        [*trace, sys.executable, "-P", "-c", textwrap.dedent(script)],
         env={**os.environ, "ASYNCIO_NATIVE_BACKEND": "epoll"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -666,6 +664,83 @@ def test_small_calls_keep_the_interpreter_lock() -> None:
         timeout=50,
     )
     assert ended.returncode == 0, ended.stderr
+    return float(ended.stdout)
+
+
+@only_c
+def test_small_calls_keep_the_interpreter_lock() -> None:
+    """A busy thread gives the lock back after the switch interval."""
     # Some 2000 system calls, under one interval when tried; 12 to 17 with the binding over cffi,
     # which releases the lock at each.
-    assert float(ended.stdout) < 5
+    assert in_intervals_when_slow(KEEPING, "sendto", "recvfrom", "epoll_wait") < 5
+
+
+CLOSING = """
+    import socket, sys, threading, time
+    import asyncio_native as an
+
+    INTERVAL = 0.2
+    running = True
+
+    def burn():
+        while running:
+            pass
+
+    with socket.create_server(("127.0.0.1", 0)) as server, an.CompletionPort() as port:
+        ours = [an.AsyncSocket() for _ in range(20)]
+        for sock in ours:
+            port.associate(sock)
+            sock.connect(server.getsockname())
+        connected = 0
+        while connected < len(ours):
+            connected += len(port.dequeue_many(64, 10))
+        sys.setswitchinterval(INTERVAL)
+        busy = threading.Thread(target=burn)
+        busy.start()
+        began = time.monotonic()
+        for sock in ours:
+            sock.close()
+        took = time.monotonic() - began
+        running = False
+        busy.join()
+        print(took / INTERVAL)
+"""
+
+
+@only_c
+def test_closing_what_cannot_linger_keeps_the_interpreter_lock() -> None:
+    assert in_intervals_when_slow(CLOSING, "close") < 5  # 20 when each close lets go
+
+
+LINGERING = """
+    import socket, struct, threading, time
+    import asyncio_native as an
+
+    with socket.create_server(("127.0.0.1", 0)) as server, an.CompletionPort() as port:
+        sock = an.AsyncSocket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1))
+        port.associate(sock)
+        sock.connect(server.getsockname())
+        assert port.dequeue(10).error == 0
+        peer, _ = server.accept()
+        while not sock.unsent:  # the peer reads nothing
+            sock.send(bytes(1 << 20), quiet=True)
+        closing = threading.Thread(target=sock.close)
+        began = time.monotonic()
+        closing.start()
+        turns = 0
+        while closing.is_alive() and time.monotonic() < began + 30:
+            turns += 1
+            time.sleep(0.001)
+        assert not closing.is_alive()
+        print(time.monotonic() - began, turns)
+        peer.close()
+"""
+
+
+@only_c
+def test_other_threads_run_while_a_close_lingers(backend: str) -> None:
+    took, turns = map(float, check_python(LINGERING, backend).split())
+    if took < 0.5:
+        pytest.skip(f"closing took {took} s: this system does not linger in it")
+    assert turns > 20

@@ -354,6 +354,10 @@ void an_socket_set_state(an_socket *socket, void *state);
 /* 1 once an_socket_close was called, with whatever flags, or the port was closed. */
 int an_socket_is_closed(an_socket *socket);
 
+/* 0 as long as closing it cannot block. 1: SO_LINGER was set, or may have been by who made it or was told its descriptor;
+ * close(2) then waits for the peer, also where the descriptor is non-blocking. */
+int an_socket_may_linger(an_socket *socket);
+
 /* Bytes that sends took and that have not yet been handed to the system. */
 uint64_t an_socket_unsent(an_socket *socket);
 

@@ -70,7 +70,7 @@ PyObject *an_py_raise(int error);
 
 /* table: begin; written by tools/capi_table.py */
 
-enum { AN_CAPI_COUNT = 64 }; /* functions in the table */
+enum { AN_CAPI_COUNT = 65 }; /* functions in the table */
 
 /* The package's; static. */
 struct an_capi {
@@ -148,6 +148,7 @@ struct an_capi {
     PyObject *(*an_py_completion_new)(PyObject *port, an_completion *completion);
     int (*an_py_port_set_handler)(PyObject *port, an_py_handler handler, void *context);
     PyObject *(*an_py_raise)(int error);
+    int (*an_socket_may_linger)(an_socket *socket);
 };
 
 /* clang-format off */
@@ -215,7 +216,8 @@ struct an_capi {
     each(an_py_socket_new) \
     each(an_py_completion_new) \
     each(an_py_port_set_handler) \
-    each(an_py_raise)
+    each(an_py_raise) \
+    each(an_socket_may_linger)
 /* clang-format on */
 
 /* table: end */
@@ -322,6 +324,7 @@ static inline int asyncio_native_import(void) {
 #define an_py_completion_new (*an_capi->an_py_completion_new)
 #define an_py_port_set_handler (*an_capi->an_py_port_set_handler)
 #define an_py_raise (*an_capi->an_py_raise)
+#define an_socket_may_linger (*an_capi->an_socket_may_linger)
 /* names: end */
 
 #endif

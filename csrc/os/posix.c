@@ -205,6 +205,8 @@ int an_os_peer_address(an_descriptor descriptor, an_address *address) {
     return 0;
 }
 
+bool an_os_is_linger(int level, int name) { return level == SOL_SOCKET && name == SO_LINGER; }
+
 int an_os_set_option(an_descriptor descriptor, int level, int name, const void *value, size_t length) {
     return setsockopt((int)descriptor, level, name, value, (socklen_t)length) < 0 ? errno : 0;
 }

@@ -36,7 +36,11 @@ static PyObject *socket_forget(PyObject *self, PyObject *unused) {
 static void close_handle(an_socket *handle, uint32_t flags) {
     if (an_socket_is_closed(handle) && (flags & AN_FLUSH) != 0)
         return;
-    PyThreadState *thread = PyEval_SaveThread(); /* the system may linger, whatever the descriptor's mode */
+    if (!an_socket_may_linger(handle)) {
+        an_socket_close(handle, flags);
+        return;
+    }
+    PyThreadState *thread = PyEval_SaveThread();
     an_socket_close(handle, flags);
     PyEval_RestoreThread(thread);
 }

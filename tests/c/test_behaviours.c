@@ -8,6 +8,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -528,6 +529,57 @@ static void the_state_is_replaced_also_on_a_closed_socket(const char *backend) {
     an_port_free(port);
 }
 
+/* ---- closing ---------------------------------------------------------------------------------------------------- */
+
+static an_socket *accept_one(an_port *port, an_socket *listener, const an_address *address, int *client) {
+    an_operation accept;
+    CHECK_OK(an_socket_accept(listener, &accept, 0, AN_FOREVER));
+    *client = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(connect(*client, (const struct sockaddr *)address->storage, (socklen_t)address->length) == 0);
+    an_completion completion = dequeue_one(port);
+    an_socket *accepted = completion.accepted;
+    completion.flags |= AN_TAKEN;
+    an_completion_release(&completion, 1);
+    CHECK(accepted != NULL);
+    return accepted;
+}
+
+static void it_is_told_which_sockets_may_linger(const char *backend) {
+    const struct linger linger = {.l_onoff = 1, .l_linger = 1};
+    const int one = 1;
+    an_address address;
+    int ends[2], clients[3];
+    an_port *port = open_port(backend);
+    an_socket *listener = open_listener(port, &address);
+    an_socket *plain = accept_one(port, listener, &address, &clients[0]);
+    CHECK_OK(an_socket_set_option(plain, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one));
+    CHECK(!an_socket_may_linger(listener) && !an_socket_may_linger(plain));
+    CHECK_OK(an_socket_set_option(listener, SOL_SOCKET, SO_LINGER, &linger, sizeof linger));
+    an_socket *inheriting = accept_one(port, listener, &address, &clients[1]);
+    CHECK(an_socket_may_linger(listener) && an_socket_may_linger(inheriting) && !an_socket_may_linger(plain));
+    CHECK(an_socket_descriptor(plain) >= 0);
+    CHECK(an_socket_may_linger(plain));
+
+    an_address shown_address;
+    an_socket *shown = open_listener(port, &shown_address);
+    CHECK(an_socket_descriptor(shown) >= 0); /* whoever was told may have set it */
+    an_socket *of_shown = accept_one(port, shown, &shown_address, &clients[2]);
+    CHECK(an_socket_may_linger(of_shown));
+
+    an_socket *adopted;
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    CHECK_OK(an_socket_adopt(&adopted, ends[0]));
+    CHECK(an_socket_may_linger(adopted));
+
+    an_socket *const all[] = {adopted, of_shown, shown, inheriting, plain, listener};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        an_socket_free(all[i], 0);
+    for (size_t i = 0; i < sizeof clients / sizeof *clients; i++)
+        CHECK(close(clients[i]) == 0);
+    CHECK(close(ends[1]) == 0);
+    an_port_free(port);
+}
+
 /* ---- running ----------------------------------------------------------------------------------------------------------------- */
 
 /* Each value at each place. */
@@ -576,6 +628,7 @@ static const struct behaviour behaviours[] = {
      a_datagram_socket_that_was_shut_down_costs_no_processor},
     {"sendfile to a peer that leaves raises no signal", sendfile_to_a_peer_that_leaves_raises_no_signal},
     {"the state is replaced also on a closed socket", the_state_is_replaced_also_on_a_closed_socket},
+    {"it is told which sockets may linger", it_is_told_which_sockets_may_linger},
     {"an address is shown as inet_ntop shows it", an_address_is_shown_as_inet_ntop_shows_it},
 };
 

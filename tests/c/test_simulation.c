@@ -508,6 +508,11 @@ int an_os_set_option(an_descriptor number, int level, int name, const void *valu
     return EINVAL;
 }
 
+bool an_os_is_linger(int level, int name) {
+    (void)level, (void)name;
+    return false;
+}
+
 int an_os_get_option(an_descriptor number, int level, int name, void *value, size_t *length) {
     (void)number, (void)level, (void)name, (void)value, (void)length;
     return EINVAL;
