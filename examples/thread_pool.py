@@ -110,7 +110,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with an.CompletionPort() as port:
         listener = an.AsyncSocket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform != "win32":  # there two servers could share the address
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((arguments.host, arguments.port))
         listener.listen()
         port.associate(listener)

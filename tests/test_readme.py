@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 import select
 import shlex
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import asyncio_native as an
 import pytest
@@ -28,13 +32,13 @@ def test_every_python_block_is_run_by_a_test_here() -> None:
     assert readme.README.read_text("utf-8").count("```python") == 1 + len(rest)
 
 
-@pytest.mark.posix("waits for a pipe by select, and ends the server by SIGINT")
-def test_the_first_block_is_an_echo_server(backend: str) -> None:
+@contextlib.contextmanager
+def first_block(backend: str, number: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The README's first program on that port (0: one that the system chooses), and which it is."""
     source = readme.blocks("python")[0]
     address = '("127.0.0.1", 5555)'
     assert source.count(address) == 1
-    # A port that the system chooses, and a line that tells which.
-    source = source.replace(address, '("127.0.0.1", 0)').replace(
+    source = source.replace(address, f'("127.0.0.1", {number})').replace(
         "while True:", "print(listener.getsockname()[1], flush=True)\n\nwhile True:"
     )
     server = start_python(source, backend)
@@ -42,7 +46,22 @@ def test_the_first_block_is_an_echo_server(backend: str) -> None:
         assert server.stdout is not None
         ready, _, _ = select.select([server.stdout], [], [], PATIENCE)
         assert ready, "the server does not say that it listens"
-        number = int(server.stdout.readline())
+        yield server, int(server.stdout.readline() or check_failed(server))
+    finally:
+        if server.poll() is None:
+            server.kill()
+        server.communicate()
+
+
+def check_failed(server: subprocess.Popen[str]) -> NoReturn:
+    """Fails with what a server said that ended before it listened."""
+    _, errors = server.communicate(timeout=PATIENCE)
+    pytest.fail(errors)
+
+
+@pytest.mark.posix("waits for a pipe by select, and ends the server by SIGINT")
+def test_the_first_block_is_an_echo_server(backend: str) -> None:
+    with first_block(backend) as (server, number):
         peers = [dial(("127.0.0.1", number)) for _ in range(3)]
         for count, peer in enumerate(peers, start=1):
             peer.sendall(b"x" * 100_000 * count)
@@ -55,10 +74,25 @@ def test_the_first_block_is_an_echo_server(backend: str) -> None:
         server.send_signal(signal.SIGINT)
         _, errors = server.communicate(timeout=PATIENCE)
         assert errors.rstrip().endswith("KeyboardInterrupt")
-    finally:
-        if server.poll() is None:
-            server.kill()
-            server.communicate()
+
+
+@pytest.mark.posix("waits for a pipe by select, and ends the server by SIGINT")
+def test_the_first_block_takes_its_address_again_while_a_connection_is_in_time_wait(
+    backend: str,
+) -> None:
+    with first_block(backend) as (server, number):
+        peer = dial(("127.0.0.1", number))
+        peer.sendall(b"x")
+        assert read_exactly(peer, 1) == b"x"
+        server.send_signal(signal.SIGINT)  # the side that ends first keeps the pair of addresses
+        server.communicate(timeout=PATIENCE)
+        assert read_to_end(peer) == b""
+        peer.close()
+    with socket.socket() as plain, pytest.raises(OSError) as refusal:
+        plain.bind(("127.0.0.1", number))
+    assert refusal.value.errno == errno.EADDRINUSE
+    with first_block(backend, number) as (_, again):
+        assert again == number
 
 
 @pytest.mark.posix("one block watches the port by its descriptor, which Windows has not")

@@ -7,8 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if !defined(_WIN32) /* there the header brings what is needed */
+#if defined(_WIN32) /* the header brings what is needed; SO_REUSEADDR would let two servers share the address */
+#define ADDRESS_OPTION SO_EXCLUSIVEADDRUSE
+#else /* a restart need not wait until the connections from before are forgotten */
 #include <sys/socket.h>
+#define ADDRESS_OPTION SO_REUSEADDR
 #endif
 
 /* The operation lives in the caller's own structure: starting one allocates nothing. */
@@ -54,10 +57,12 @@ int main(int argc, char **argv) {
     char host[AN_HOST_SIZE];
     uint16_t number = argc > 1 ? (uint16_t)atoi(argv[1]) : 5555;
     uint32_t flow, scope;
+    int on = 1;
 
     check("port", an_port_open(&port, NULL));
     check("socket", an_socket_open(&listener, AF_INET, SOCK_STREAM, 0));
     check("address", an_address_ip(&address, AF_INET, "127.0.0.1", number, 0, 0));
+    check("option", an_socket_set_option(listener, SOL_SOCKET, ADDRESS_OPTION, &on, sizeof on));
     check("bind", an_socket_bind(listener, &address));
     check("listen", an_socket_listen(listener, 1024));
     check("associate", an_port_associate(port, listener, NULL));

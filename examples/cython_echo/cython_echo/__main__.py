@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import signal
+import socket
+import sys
 
 import asyncio_native as an
 
@@ -24,6 +26,8 @@ def main() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: port.post())
         listener = an.AsyncSocket()
+        if sys.platform != "win32":  # there two servers could share the address
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((arguments.host, arguments.port))
         listener.listen()
         port.associate(listener)
