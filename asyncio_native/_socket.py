@@ -72,7 +72,8 @@ class AsyncSocket(SocketBase):
         Plainly: the peer is told now, operations in flight complete as cancelled, what was not yet
         handed to the system is dropped. `flush=True` hands over what was sent before, while the
         port is dequeued from, and then closes; a failure of that is one completion. A plain close
-        afterwards stops the flush. Never raises on what is closed.
+        while that goes on, also at the end of a `with` block, stops it and drops the rest. Never
+        raises on what is closed.
         """
         if flush and self._key and lib.an_socket_unsent(self._handle):
             self._keep_while_flushing()

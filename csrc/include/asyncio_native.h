@@ -303,10 +303,10 @@ int an_socket_detach(an_socket *socket, an_descriptor *descriptor);
 /* Closes the socket; the handle stays valid until an_socket_free. Plain (flags 0): the peer is told now, operations
  * complete as cancelled, what was not yet handed to the system is dropped. AN_FLUSH: receives end as cancelled, sends
  * go on and the socket closes when the last one has been handed over (a failure of quiet ones is one completion);
- * a plain close afterwards stops that. Idempotent. */
+ * a plain close while that goes on stops it and drops the rest. Idempotent. */
 int an_socket_close(an_socket *socket, uint32_t flags);
 
-/* Closes the socket (AN_FLUSH with flags AN_FLUSH) and gives the handle back. */
+/* Closes the socket as an_socket_close does with these flags, and gives the handle back. */
 void an_socket_free(an_socket *socket, uint32_t flags);
 
 /* bind(2). */

@@ -604,7 +604,9 @@ static PyMethodDef socket_methods[] = {
      PyDoc_STR("close($self, /, *, flush=False)\n--\n\nCloses the socket, and returns at once.\n\n"
                "Plainly: the peer is told now, operations in flight complete as cancelled, what was not yet\n"
                "handed to the system is dropped. `flush=True` hands over what was sent before, while the\n"
-               "port is dequeued from, and then closes; a failure of that is one completion.")},
+               "port is dequeued from, and then closes; a failure of that is one completion. A plain close\n"
+               "while that goes on, also at the end of a `with` block, stops it and drops the rest. Never\n"
+               "raises on what is closed.")},
     {"accept", FAST_METHOD(socket_accept),
      PyDoc_STR("accept($self, /, *, multishot=False, timeout=None)\n--\n\n"
                "Completes with a connection in `accepted` and its `address` (accept4(2), AcceptEx).\n\n"
