@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -65,6 +66,26 @@ def test_the_python_blocks_of_a_page_are_one_program_that_prints_its_text_blocks
 ) -> None:
     page = DOCS / name
     assert check_python(program(page), backend) == "".join(readme.blocks("text", page))
+
+
+@needs_cython
+def test_the_command_of_the_cython_page_builds_its_module(tmp_path: Path) -> None:
+    page = DOCS / "howto" / "cython.md"
+    lines = "".join(readme.blocks("sh", page)).splitlines()
+    (command,) = (line for line in lines if line.startswith("CFLAGS="))
+    Path(tmp_path, "counting.pyx").write_text("\n".join(readme.blocks("cython", page)), "utf-8")
+    environment = dict(os.environ)
+    # `python` and `cythonize` of the environment that runs the tests, whether activated or not.
+    environment["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    environment["PYTHONPATH"] = str(Path(an.__file__).parent.parent)  # the install may be editable
+    subprocess.run(
+        ["sh", "-ec", f"{command} && python -c 'import counting; print(counting.Counter)'"],
+        check=True,
+        cwd=tmp_path,
+        # Where it is set, the working folder would not be looked into.
+        env={name: value for name, value in environment.items() if name != "PYTHONSAFEPATH"},
+        timeout=120,
+    )
 
 
 @needs_cython
