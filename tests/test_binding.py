@@ -190,6 +190,8 @@ ERRORS = r"""
             "recv(timeout='5')", "recv(timeout=float('nan'))", "recv(timeout=b'5')",
             "recv(timeout=[])", "recv(timeout=-1e300)", "recv(timeout=10**400)",
             "recv(pause_above=-1)", "recv(pause_above='x')", "recv(multishot=Odd())",
+            "recv(pause_above=0)", "recv(pause_above=5, multishot=False)",
+            "recv(pause_above=5, multishot=Odd())",
             "recv_into(b'read only')", "recv_into(read_only)", "recv_into(bytearray())",
             "recv_into(strided)", "recv_into('text')", "recv_into(5)", "recv_into()",
             "recv_into(None)", "recvfrom(0)", "recvfrom(2.5)", "recvfrom_into(bytearray())",
