@@ -81,12 +81,17 @@ def _remember(address: tuple[str, int]) -> Any:
     return encoded
 
 
+def _shape(family: int) -> str:
+    return "(host, port)" if family == _AF_INET else "(host, port[, flowinfo[, scope_id]])"
+
+
 def _encode_ip(family: int, address: Any, parts: tuple[int, ...]) -> Any:
     if not isinstance(address, tuple):
-        raise TypeError(f"the address must be a tuple, not {type(address).__name__}")
+        raise TypeError(
+            f"the address must be a tuple {_shape(family)}, not {type(address).__name__}"
+        )
     if len(address) not in parts:
-        shape = "(host, port)" if family == _AF_INET else "(host, port[, flowinfo[, scope_id]])"
-        raise TypeError(f"the address must be {shape}, not of {len(address)} parts")
+        raise TypeError(f"the address must be {_shape(family)}, not of {len(address)} parts")
     host, port, flow, scope = (*address, 0, 0)[:4]
     if not isinstance(host, str):
         raise TypeError(f"the host must be a str, not {type(host).__name__}")

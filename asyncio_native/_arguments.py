@@ -48,15 +48,20 @@ def timeout_ns(timeout: float | None) -> int:
     return FOREVER_NS if wait_ns == LONGEST_NS else wait_ns
 
 
+#: What was probably meant, for names whose values are often wrong.
+_HINTS = {"max_count": " (the time to wait is `timeout`: dequeue_many(timeout=0) polls)"}
+
+
 def integer(value: Any, name: str, least: int, most: int = SIZE_MAX) -> int:
     """An integer within `least` and `most`."""
     try:
         number = index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, not {type(value).__name__}") from None
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be an integer, not {kind}{_HINTS.get(name, '')}") from None
     if not least <= number <= most:
         limits = f"at least {least}" if number < least else f"at most {most}"
-        raise ValueError(f"{name} must be {limits}, not {number}")
+        raise ValueError(f"{name} must be {limits}, not {number}{_HINTS.get(name, '')}")
     return number
 
 

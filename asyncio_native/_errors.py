@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
+from types import FunctionType
+from typing import TypeVar
 
 from ._native import lib
 
@@ -19,6 +22,25 @@ class PortClosedError(OSError):
 
 class OperationCancelledError(OSError):
     """The operation was cancelled, or its socket was closed before it was done."""
+
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def shown_as(name: str) -> Callable[[_Class], _Class]:
+    """Gives a base class's methods the name of the class that users know.
+
+    So that the interpreter's own errors say "AsyncSocket.bind() takes 2 positional arguments ...".
+    """
+
+    def rename(base: _Class) -> _Class:
+        for member in vars(base).values():
+            function = getattr(member, "__func__", member)
+            if isinstance(function, FunctionType):
+                function.__qualname__ = f"{name}.{function.__name__}"
+        return base
+
+    return rename
 
 
 _WINSOCK = 10000  # its first number; os.strerror knows none of them

@@ -194,9 +194,9 @@ class CompletionPort(PortBase):
 
         Returns an empty list at the timeout. No more than 4096 are returned at once.
         """
-        limit = max_count if type(max_count) is int else integer(max_count, "max_count", 1)
-        if limit < 1:
-            raise ValueError(f"max_count must be at least 1, not {limit}")
+        limit = max_count
+        if type(max_count) is not int or max_count < 1:
+            limit = integer(max_count, "max_count", 1)
         wait_ns = _FOREVER_NS if timeout is None else timeout_ns(timeout)
         local = self._local
         batch = local.batch

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ._arguments import integer
 from ._backends import opening_error, unavailable
-from ._errors import port_closed, socket_closed, system_error
+from ._errors import port_closed, shown_as, socket_closed, system_error
 from ._native import ffi, lib
 from ._statistics import Statistics, new_statistics, read_statistics
 
@@ -24,6 +24,7 @@ _CHARS = ffi.typeof("char[]")
 _DESCRIPTOR = ffi.typeof("an_descriptor *")
 
 
+@shown_as("CompletionPort")
 class PortBase:
     """A completion port: operations are started on sockets, their completions dequeued here.
 

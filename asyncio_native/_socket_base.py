@@ -6,6 +6,7 @@ one lives on. What raises `NotImplementedError` here is abstract, and each bindi
 
 from __future__ import annotations
 
+import io
 import socket as stdlib
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, overload
 
 from ._address import Address, AddressSlot, encode
 from ._arguments import integer, readable
-from ._errors import port_closed, socket_closed, system_error
+from ._errors import port_closed, shown_as, socket_closed, system_error
 from ._native import ffi, lib
 from ._statistics import SocketStatistics
 
@@ -48,6 +49,7 @@ BACKLOG = max(stdlib.SOMAXCONN, 4096)
 """The default of `listen`: the interpreter's constant may be the one of an old system's headers."""
 
 
+@shown_as("AsyncSocket")
 class SocketBase:
     """A non-blocking socket that starts overlapped operations on a completion port.
 
@@ -334,7 +336,13 @@ def file_descriptor(file: Any) -> int:
             raise TypeError(
                 f"an open file or a file descriptor is needed, not {type(file).__name__}"
             ) from None
-        number = fileno()
+        try:
+            number = fileno()
+        except io.UnsupportedOperation:
+            raise TypeError(
+                f"sendfile needs a file that the system has a descriptor of, which a "
+                f"{type(file).__name__} is not; send() takes bytes"
+            ) from None
     return _system_file(integer(number, "the file descriptor", 0, 2**31 - 1))
 
 

@@ -284,9 +284,16 @@ def test_dequeue_many_with_zero_takes_what_is_queued(port: an.CompletionPort) ->
 @pytest.mark.parametrize("count", [0, -1])
 def test_max_count_below_one_raises_and_takes_nothing(port: an.CompletionPort, count: int) -> None:
     port.post("kept")
-    with pytest.raises(ValueError, match="max_count"):
+    with pytest.raises(ValueError, match=r"max_count must be at least 1.*\(timeout=0\)"):
         port.dequeue_many(count)
     assert one(port).state == "kept"
+
+
+def test_a_time_in_the_place_of_max_count_raises_what_tells_of_timeout(
+    port: an.CompletionPort,
+) -> None:
+    with pytest.raises(TypeError, match="`timeout`"):
+        port.dequeue_many(0.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("timeout", [-1, -0.001, float("nan")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import errno
 import gc
+import io
 import os
 import socket
 import sys
@@ -728,6 +729,13 @@ def test_sendfile_refuses_values_out_of_range(
     sock, _ = pair(port)
     with pytest.raises(ValueError):  # noqa: PT011 (the text is free)
         sock.sendfile(file, *arguments)
+    assert port.in_flight == 0
+
+
+def test_sendfile_of_a_file_in_memory_raises_what_tells_of_send(port: an.CompletionPort) -> None:
+    sock, _ = pair(port)
+    with pytest.raises(TypeError, match=r"descriptor.*BytesIO.*send\(\)"):
+        sock.sendfile(io.BytesIO(b"data"))
     assert port.in_flight == 0
 
 

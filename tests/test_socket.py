@@ -102,6 +102,16 @@ def test_wrong_types_for_the_constructor_raise(arguments: Any) -> None:
         an.AsyncSocket(*arguments)
 
 
+def test_an_address_in_two_arguments_raises_what_names_the_class_or_the_tuple() -> None:
+    with an.AsyncSocket() as sock:
+        with pytest.raises(TypeError, match=r"AsyncSocket\.bind\(\) takes 2 positional"):
+            sock.bind("127.0.0.1", 5555)  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match=r"must be a tuple \(host, port\), not str"):
+            sock.bind("127.0.0.1")
+        with pytest.raises(TypeError, match=r"CompletionPort\.fileno\(\) takes 1 positional"):
+            an.CompletionPort.fileno(None, 5)  # type: ignore[call-arg,arg-type]
+
+
 def test_the_context_manager_closes() -> None:
     with an.AsyncSocket() as sock:
         number = sock.fileno()
