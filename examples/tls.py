@@ -156,7 +156,10 @@ def main() -> None:
     parser.add_argument("--key", required=True)
     arguments = parser.parse_args()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(arguments.certificate, arguments.key)
+    try:
+        context.load_cert_chain(arguments.certificate, arguments.key)
+    except OSError as error:  # a file that is not there; ssl.SSLError for what is in it
+        sys.exit(f"{parser.prog}: {arguments.certificate} with {arguments.key}: {error}")
     with an.CompletionPort() as port:
         # A signal handler may post: that wakes `dequeue_many`, and the loop ends in order.
         for number in (signal.SIGINT, signal.SIGTERM):

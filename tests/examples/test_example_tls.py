@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from example_support import Example, run, say, start
-from support import ENDING_SIGNALS, eventually, reset
+from example_support import EXAMPLES, Example, run, say, start
+from support import ENDING_SIGNALS, PATIENCE, eventually, reset
 
 #: What the example leaves to a client for its request.
 REQUEST_SECONDS = 10.0
@@ -55,6 +57,27 @@ def test_curl(backend: str, certificate: tuple[str, ...], number: int) -> None:
             assert run([*trusting, *shown, example.url(path, "https")]) == expected
         run(["curl", "-sS", url], status=60)  # not trusted: curl refuses it
         example.ends_in_order(number)
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), ("no certificate", "PEM")])
+def test_a_certificate_that_cannot_be_used_is_one_line(
+    tmp_path: Path, content: str | None, words: str
+) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    if content is not None:
+        certificate.write_text(content)
+        key.write_text(content)
+    command = [sys.executable, "-P", str(EXAMPLES / "tls.py"), "--port", "0"]
+    ended = subprocess.run(
+        [*command, "--certificate", str(certificate), "--key", str(key)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"tls.py: {certificate} with {key}: ")
+    assert words in line
 
 
 def test_curl_with_many_connections(backend: str, certificate: tuple[str, ...]) -> None:
