@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from importlib.metadata import version
 
 import asyncio_native as an
 import pytest
@@ -110,13 +111,20 @@ def test_help_is_on_standard_output(
     assert errors == ""
 
 
+def test_the_version_is_told_on_standard_output() -> None:
+    ended = run_cli("--version")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == f"asyncio-native {version('asyncio-native')}\n"
+
+
 @pytest.mark.posix("Windows tells a pipe without a reader as an invalid argument")
-def test_a_reader_that_is_gone_gives_no_traceback() -> None:
+@pytest.mark.parametrize("argument", ["backends", "--help", "--version"])
+def test_a_reader_that_is_gone_gives_no_traceback(argument: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
         ended = subprocess.run(
-            [*COMMAND, "backends"],
+            [*COMMAND, argument],
             stdin=subprocess.DEVNULL,
             stdout=writing,
             stderr=subprocess.PIPE,

@@ -184,6 +184,13 @@ def test_two_hundred_clients_lose_nothing(backend: str) -> None:
         assert report["server_memory_per_connection_bytes"] is not None
 
 
+def test_the_report_on_a_single_client_says_client() -> None:
+    ended = run_cli("c10k", "--clients", "1", "--messages", "1", "--size", "1")
+    assert ended.returncode == 0, ended
+    assert ", 1 client x 1 message x 1 byte, clients in 1 process" in ended.stdout
+    assert "with 1 message under way at once" in ended.stdout
+
+
 def test_the_report_for_people(backend: str) -> None:
     ended = run_cli("c10k", "--clients", "50", "--messages", "2", "--backend", backend)
     assert ended.returncode == 0, ended
@@ -330,7 +337,7 @@ def assert_one_client_lost(ended: subprocess.CompletedProcess[str], words: str) 
 def test_the_report_for_people_says_what_was_lost(tmp_path: Path) -> None:
     ended, _ = run_stand_in(tmp_path, "flip", "--messages", "2")
     assert ended.returncode == 1
-    assert "1 clients, 1 messages" in ended.stdout
+    assert "1 client, 1 message\n" in ended.stdout
     assert "bytes came back that are not those sent" in ended.stdout
     assert "no byte" not in ended.stdout
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import asyncio_native as an
+
 from . import backends, c10k, echo, proxy
 from .common import PROGRAM, CommandError, Parser, UsageError, error_text, give_up, tell
 
@@ -27,6 +29,7 @@ def _build_parser() -> Parser:
         description="A completion port (proactor) for Python: see its backends, run a server, "
         "measure ten thousand clients on this machine.",
     )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {an.__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(subparsers)
@@ -38,15 +41,21 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
+def _run(argv: Sequence[str] | None) -> int:
+    status: int
+    try:
+        arguments = _build_parser().parse_args(argv)
+        status = arguments.run(arguments)
+    except SystemExit as exit_request:  # argparse after --help and --version
+        status = exit_request.code if isinstance(exit_request.code, int) else 0
+    sys.stdout.flush()
+    return status
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: that of the process) and returns its exit status."""
     try:
-        arguments = _build_parser().parse_args(argv)
-        status: int = arguments.run(arguments)
-        sys.stdout.flush()
-        return status
-    except SystemExit as exit_request:  # argparse after --help
-        return exit_request.code if isinstance(exit_request.code, int) else 0
+        return _run(argv)
     except KeyboardInterrupt:
         return 130
     except UsageError as error:

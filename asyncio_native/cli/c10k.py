@@ -45,6 +45,7 @@ from .common import (
     Subparsers,
     add_backend_argument,
     choose_backend,
+    counted,
     seconds,
     whole_number,
 )
@@ -181,8 +182,9 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     if clients > per_process:
         clients = per_process
         reduced.append(
-            f"{clients} clients instead of {wanted}: the server may open only {descriptors} files "
-            f"(raise it with: ulimit -n {wanted + DESCRIPTORS_RESERVED}, as root if it is refused)"
+            f"{counted(clients, 'client')} instead of {wanted:,}: the server may open only "
+            f"{descriptors} files (raise it with: ulimit -n {wanted + DESCRIPTORS_RESERVED}, "
+            "as root if it is refused)"
         )
 
     ports = ephemeral_ports()
@@ -190,7 +192,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     reachable = sources * max(1, int(ports * PORTS_USABLE_SHARE))
     if clients > reachable:
         reduced.append(
-            f"{reachable} clients instead of {clients}: {sources} loopback "
+            f"{counted(reachable, 'client')} instead of {clients:,}: {sources} loopback "
             f"{'address' if sources == 1 else 'addresses'} of {ports} local ports "
             "(widen it, on Linux with: sysctl -w net.ipv4.ip_local_port_range='1024 65535')"
         )
@@ -578,14 +580,17 @@ def report_text(plan: Plan, result: Result) -> str:
     if result.nothing_lost(plan):
         rows.append(("errors", "none; no byte and no client lost"))
     else:
-        rows.append(("LOST", f"{lost_clients:,} clients, {lost_messages:,} messages"))
+        rows.append(
+            ("LOST", f"{counted(lost_clients, 'client')}, {counted(lost_messages, 'message')}")
+        )
         rows += [("error", f"{count:,} x {text}") for text, count in result.errors.most_common()]
     rows += [("reduced", text) for text in plan.reduced]
     processes = "1 process" if plan.processes == 1 else f"{plan.processes} processes"
     sources = "" if plan.source_addresses == 1 else f" on {plan.source_addresses} addresses"
     title = (
-        f"{PROGRAM} c10k: backend {plan.backend}, {plan.clients:,} clients x {plan.messages:,} "
-        f"messages x {plan.size:,} bytes, clients in {processes}{sources}"
+        f"{PROGRAM} c10k: backend {plan.backend}, {counted(plan.clients, 'client')} x "
+        f"{counted(plan.messages, 'message')} x {counted(plan.size, 'byte')}, "
+        f"clients in {processes}{sources}"
     )
     return "\n".join([title, *(f"  {name:<13}  {text}" for name, text in rows)])
 
@@ -605,7 +610,8 @@ def _latency_text(plan: Plan, result: Result) -> str:
         return "no message came back"
     return (
         f"p50 {result.latency_p50 * 1e3:.1f} ms, p99 {result.latency_p99 * 1e3:.1f} ms, "
-        f"max {result.latency_max * 1e3:.1f} ms, with {plan.clients:,} messages under way at once"
+        f"max {result.latency_max * 1e3:.1f} ms, "
+        f"with {counted(plan.clients, 'message')} under way at once"
     )
 
 

@@ -51,6 +51,11 @@ def tell(text: str) -> None:
             give_up(sys.stderr)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things, in words: "1 client", "10,000 clients"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def error_text(error: OSError) -> str:
     """What went wrong in the system's words, without number and file name decorations."""
     return error.strerror or str(error) or type(error).__name__
