@@ -439,6 +439,14 @@ static void start(an_socket *socket, struct operation *operation) {
     socket->port->interface->start(socket->port->backend, socket, operation);
 }
 
+/* No readiness ever tells of what the system refuses outright: to accept where nobody listens, to receive where somebody
+ * does. Such an operation is tried at once. */
+static void start_receiving(an_socket *socket, struct operation *operation) {
+    if ((operation->record.kind == AN_ACCEPT) != socket->listening)
+        socket->receive.ready = true;
+    start(socket, operation);
+}
+
 static bool bad_timeout(int64_t timeout_ns) { return timeout_ns < AN_FOREVER; }
 
 int an_socket_accept(an_socket *socket, an_operation *memory, uint32_t flags, int64_t timeout_ns) {
@@ -451,7 +459,7 @@ int an_socket_accept(an_socket *socket, an_operation *memory, uint32_t flags, in
         return error;
     struct operation *operation = prepare(socket, memory, AN_ACCEPT, timeout_ns);
     operation->flags = (flags & AN_MULTISHOT) != 0 ? OPERATION_MULTISHOT : 0;
-    start(socket, operation);
+    start_receiving(socket, operation);
     return unlock_with(socket, 0);
 }
 
@@ -486,7 +494,7 @@ static int start_receive(an_socket *socket, an_operation *memory, uint8_t kind, 
     operation->at.buffer = buffer;
     operation->length = length;
     operation->to.pause_above = multishot ? pause_above : UINT64_MAX;
-    start(socket, operation);
+    start_receiving(socket, operation);
     return unlock_with(socket, 0);
 }
 

@@ -421,6 +421,46 @@ def test_what_only_the_system_can_tell_is_a_completion(port: an.CompletionPort, 
     nothing(port)
 
 
+@pytest.mark.parametrize("name", ["recv", "recv multishot", "recv_into"])
+@pytest.mark.parametrize("associated_first", [False, True])
+def test_a_receive_on_a_listener_is_a_completion_with_its_error(
+    port: an.CompletionPort, name: str, associated_first: bool
+) -> None:
+    sock = an.AsyncSocket()
+    sock.bind(("127.0.0.1", 0))
+    if associated_first:
+        port.associate(sock)
+        sock.listen()
+    else:
+        sock.listen()
+        port.associate(sock)
+    nothing(port, 0)  # what the system tells of a new socket is known
+    fails_for_good(port, UNCONNECTED[name](sock), errno.ENOTCONN)
+    sock.accept()  # and harms nothing behind it
+    dial(sock.getsockname())
+    assert one(port).accepted is not None
+
+
+@pytest.mark.parametrize("name", ["accept", "accept multishot"])
+def test_an_accept_on_a_connected_socket_is_a_completion_with_its_error(
+    port: an.CompletionPort, name: str, family: str
+) -> None:
+    sock, peer = pair(port, family)
+    nothing(port, 0)
+    fails_for_good(port, UNCONNECTED[name](sock), errno.EINVAL)
+    sock.recv()
+    peer.sendall(b"x")
+    assert one(port).data == b"x"
+
+
+def fails_for_good(port: an.CompletionPort, operation: an.Operation, error: int) -> None:
+    """One completion with that error, and none behind it."""
+    completion = one(port)
+    assert completion.operation is operation
+    assert (completion.error, completion.more) == (error, False)
+    assert not operation.pending
+
+
 def test_a_quiet_send_on_an_unconnected_socket_fails_by_completion(
     port: an.CompletionPort,
 ) -> None:
