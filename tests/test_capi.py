@@ -1043,6 +1043,75 @@ def test_memory_that_runs_out_while_a_completion_is_given_loses_nothing(
     assert int(check_python(source, backend)) >= 5
 
 
+COLLECTED = """
+    import gc
+    import sys
+
+    import asyncio_native as an
+    from support import pair
+
+    sys.path.insert(0, {folder!r})
+    import probe
+
+    class Closer:
+        def __init__(self, port):
+            self.port = port
+            self.itself = self
+
+        def __del__(self):
+            self.port.close()
+
+    class Port(an.CompletionPort):
+        def _decode(self, address):
+            spent = [[] for _ in range(100)]  # a list that was freed would be used again
+            gc.set_threshold(gc.get_count()[0] + self.steps)
+            try:
+                return an.CompletionPort._decode(self, address)  # not an allocation of its own
+            finally:
+                gc.set_threshold(0)
+
+    def give(steps):
+        "Has garbage collected, whose finalizer closes the port, in so many allocations."
+        port = Port({backend!r})
+        port.steps = steps
+        sock, peer = pair(port)
+        sock.recv()
+        peer.send(b"data")
+        hand = probe.Hand(port)
+        while not hand.dequeue(5):
+            pass
+        gc.collect()
+        Closer(port)
+        try:
+            completion = hand.completion(0)
+        except an.PortClosedError:
+            return "refused"
+        finally:
+            hand.release()
+            gc.collect()
+            assert port.closed
+            peer.close()
+        assert (completion.data, completion.socket, completion.more) == (b"data", sock, False)
+        assert completion.operation.socket is sock
+        return "given"
+
+    gc.set_threshold(0)
+    print(*sorted({{give(steps) for steps in range(10)}}))
+"""
+
+
+@needs_cython
+@pytest.mark.skipif(an.binding != "c", reason="this is about the binding in C")
+def test_garbage_that_closes_the_port_while_a_completion_is_given_does_no_harm(
+    built_probe: Any, backend: str
+) -> None:
+    folder = str(Path(built_probe.__file__).parent)
+    source = textwrap.dedent(COLLECTED).format(folder=folder, backend=backend)
+    outcomes = check_python(source, backend).split()
+    # From 3.12 on garbage is collected between instructions of Python, and not where one allocates.
+    assert outcomes == ["given", "refused"] or (sys.version_info >= (3, 12) and outcomes)
+
+
 SCRIPT = """
     import asyncio_native as an
     import sys

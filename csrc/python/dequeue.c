@@ -332,14 +332,26 @@ PyObject *fast_port_abandon(PyObject *self, PyObject *done) {
     return nothing();
 }
 
-/* Decodes a copy of the entry, as a batch of its own; NULL with an exception set, and then nothing has happened. */
-static PyObject *decode_copy(struct port_object *port, const an_completion *entry) {
-    PyObject *done = PyList_New(0);
-    struct batch *batch = done != NULL ? fast_take_batch(port, 1) : NULL;
-    if (batch == NULL) {
-        Py_XDECREF(done);
-        return NULL;
-    }
+/* Whether that entry is one of this port's, which is open; false with an exception set. */
+static bool may_decode(struct port_object *port, const an_completion *entry) {
+    enum helper refusal = HELPERS;
+    if (port_is_closed(port))
+        refusal = HELPER_PORT_CLOSED;
+    else if (entry->operation != NULL && operation_of(entry->operation)->port != port)
+        refusal = HELPER_OTHER_PORT;
+    if (refusal != HELPERS)
+        fast_raise_object(PyObject_CallNoArgs(port->binding->helpers[refusal]));
+    return refusal == HELPERS;
+}
+
+/* Decodes a copy of the entry, as a batch of its own; false with an exception set, and then nothing has happened. No
+ * Python code runs between the look at the port and activate: it could close the port, and with it the operation goes. */
+static bool decode_copy(struct port_object *port, const an_completion *entry, PyObject *done) {
+    if (!may_decode(port, entry))
+        return false;
+    struct batch *batch = fast_take_batch(port, 1);
+    if (batch == NULL)
+        return false;
     batch->entries[0] = *entry;
     batch->count = 1;
     activate(port, batch);
@@ -347,31 +359,20 @@ static PyObject *decode_copy(struct port_object *port, const an_completion *entr
     batch->count = 0; /* who dequeued the entry releases it */
     fast_release_entries(port, batch);
     deactivate(port, batch);
-    if (!decoded)
-        Py_CLEAR(done);
-    return done;
+    return decoded;
 }
 
 /* _decode(address): what an_py_completion_new stands on, which has looked for the mark. */
 PyObject *fast_port_decode(PyObject *self, PyObject *address) {
-    struct port_object *port = (struct port_object *)self;
     an_completion *entry = PyLong_AsVoidPtr(address);
     if (entry == NULL)
         return PyErr_Occurred() ? NULL : fast_no_handle();
-    if (port_is_closed(port)) {
-        fast_raise_object(PyObject_CallNoArgs(port->binding->helpers[HELPER_PORT_CLOSED]));
-        return NULL;
+    PyObject *completion = NULL, *done = PyList_New(0); /* first: it may have garbage collected */
+    if (done != NULL && decode_copy((struct port_object *)self, entry, done)) {
+        entry->flags |= AN_TAKEN;
+        entry->accepted = NULL;
+        completion = PyList_Size(done) > 0 ? reference(PyList_GetItem(done, 0)) : nothing();
     }
-    if (entry->operation != NULL && operation_of(entry->operation)->port != port) {
-        fast_raise_object(PyObject_CallNoArgs(port->binding->helpers[HELPER_OTHER_PORT]));
-        return NULL;
-    }
-    PyObject *done = decode_copy(port, entry);
-    if (done == NULL)
-        return NULL;
-    entry->flags |= AN_TAKEN;
-    entry->accepted = NULL;
-    PyObject *completion = PyList_Size(done) > 0 ? reference(PyList_GetItem(done, 0)) : nothing();
-    Py_DECREF(done);
+    Py_XDECREF(done);
     return completion;
 }
