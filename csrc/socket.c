@@ -647,6 +647,19 @@ int an_socket_send(an_socket *socket, an_operation *memory, const void *data, si
     return start_send(socket, draft);
 }
 
+/* False if that is more than a size can tell. */
+static bool add_lengths(const an_buffer *buffers, size_t count, uint64_t *length) {
+    *length = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (buffers[i].length > SIZE_MAX / 2 - *length)
+            return false;
+        *length += buffers[i].length;
+    }
+    return true;
+}
+
+/* The array is read under the lock, when the socket is known to be open: a thread that closes the port beside this call may
+ * give back what it holds for the operation, as a binding does for its callers. */
 int an_socket_sendv(an_socket *socket, an_operation *memory, const an_buffer *buffers, size_t count,
                     int64_t timeout_ns) {
     an_operation stack;
@@ -654,15 +667,12 @@ int an_socket_sendv(an_socket *socket, an_operation *memory, const an_buffer *bu
         return AN_EINVAL;
     if (an_os_is_datagram(socket->type) && count > AN_GATHER)
         return AN_EINVAL;
-    uint64_t length = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (buffers[i].length > SIZE_MAX / 2 - length)
-            return AN_EINVAL;
-        length += buffers[i].length;
-    }
+    uint64_t length;
     int error = lock_associated(socket);
     if (error != 0)
         return error;
+    if (!add_lengths(buffers, count, &length))
+        return unlock_with(socket, AN_EINVAL);
     struct operation *draft = prepare_send(socket, memory, &stack, AN_SEND, timeout_ns);
     draft->flags |= OPERATION_VECTOR;
     draft->at.vector = buffers;

@@ -580,6 +580,28 @@ static void it_is_told_which_sockets_may_linger(const char *backend) {
     an_port_free(port);
 }
 
+/* ---- what a close gives back -------------------------------------------------------------------------------------------------- */
+
+/* Another thread may close just before the call gets to it, and then let go of all that it holds for what is started. */
+static void a_refused_send_reads_nothing_of_its_callers(const char *backend) {
+    an_operation operation;
+    const an_address *no_address = (const an_address *)sizeof(an_address); /* read, they are a fault */
+    const an_buffer *no_buffers = (const an_buffer *)sizeof(an_buffer);
+    an_port *port = open_port(backend);
+    an_socket *closed = open_socket(port, SOCK_DGRAM), *aborted = open_socket(port, SOCK_DGRAM);
+    CHECK_OK(an_port_associate(port, closed, NULL));
+    CHECK_OK(an_port_associate(port, aborted, NULL));
+    CHECK_OK(an_socket_close(closed, 0));
+    CHECK(an_socket_sendv(closed, &operation, no_buffers, 2, AN_FOREVER) == AN_EBADF);
+    CHECK(an_socket_sendto(closed, &operation, no_buffers, 2, no_address, AN_FOREVER) == AN_EBADF);
+    CHECK_OK(an_port_close(port));
+    CHECK(an_socket_sendv(aborted, &operation, no_buffers, 2, AN_FOREVER) == AN_EPORTCLOSED);
+    CHECK(an_socket_sendto(aborted, &operation, no_buffers, 2, no_address, AN_FOREVER) == AN_EPORTCLOSED);
+    an_socket_free(closed, 0);
+    an_socket_free(aborted, 0);
+    an_port_free(port);
+}
+
 /* ---- running ----------------------------------------------------------------------------------------------------------------- */
 
 /* Each value at each place. */
@@ -629,6 +651,7 @@ static const struct behaviour behaviours[] = {
     {"sendfile to a peer that leaves raises no signal", sendfile_to_a_peer_that_leaves_raises_no_signal},
     {"the state is replaced also on a closed socket", the_state_is_replaced_also_on_a_closed_socket},
     {"it is told which sockets may linger", it_is_told_which_sockets_may_linger},
+    {"a refused send reads nothing of its caller's", a_refused_send_reads_nothing_of_its_callers},
     {"an address is shown as inet_ntop shows it", an_address_is_shown_as_inet_ntop_shows_it},
 };
 
