@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -12,13 +14,34 @@ from typing import Any
 
 import pytest
 from asyncio_native.cli.system import resident_bytes, scheduled_seconds
-from support import ENDING_SIGNALS, OWN_CONSOLE, PATIENCE, WINE, first_line, keep, send_signal
+from support import (
+    ENDING_SIGNALS,
+    OWN_CONSOLE,
+    PATIENCE,
+    PROGRAM_SECONDS,
+    WINE,
+    first_line,
+    keep,
+    send_signal,
+)
 
 #: -P: the current folder must not hide the installed package.
 COMMAND = [sys.executable, "-P", "-m", "asyncio_native"]
 
 
-def run_cli(*arguments: str, seconds: float = 50.0) -> subprocess.CompletedProcess[str]:
+def unchosen_address() -> tuple[str, int]:
+    """An address of the loopback that is free, for a program that is told its port by number.
+
+    A port that the system chose and got back it may choose for another test at once. The systems
+    choose from 32768 up, or higher; below that only who names a port gets it."""
+    for port in random.sample(range(20_000, 32_768), 1000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return "127.0.0.1", port
+    raise AssertionError("no port is free")
+
+
+def run_cli(*arguments: str, seconds: float = PROGRAM_SECONDS) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
     return subprocess.run(
         [*COMMAND, *arguments],

@@ -56,6 +56,13 @@ PATIENCE = float(os.environ.get("ASYNCIO_NATIVE_TEST_PATIENCE", "15"))
 #: proportion where the suite is told to be patient.
 QUIET_SECONDS = PATIENCE / 500
 
+#: Seconds in which has happened what must happen "at once", in a process that has to be woken for
+#: it: 2, and in proportion where the suite is told to be patient.
+SOON_SECONDS = PATIENCE / 7.5
+
+#: Seconds that a program may take from its start to its end: 50, and in proportion likewise.
+PROGRAM_SECONDS = PATIENCE * 10 / 3
+
 FAMILIES = ("ipv4", "ipv6", "unix")
 
 _FAMILY_NUMBERS = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
@@ -517,7 +524,7 @@ def _python(source: str, backend: str) -> tuple[list[str], dict[str, str]]:
 
 
 def run_python(
-    source: str, backend: str, *, seconds: float = 50.0
+    source: str, backend: str, *, seconds: float = PROGRAM_SECONDS
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script to its end; its "auto" backend is `backend`."""
     command, environment = _python(source, backend)
@@ -531,7 +538,7 @@ def run_python(
     )
 
 
-def check_python(source: str, backend: str, *, seconds: float = 50.0) -> str:
+def check_python(source: str, backend: str, *, seconds: float = PROGRAM_SECONDS) -> str:
     """Runs a script that must end with status 0 and nothing on stderr; returns its output."""
     ended = run_python(source, backend, seconds=seconds)
     assert ended.returncode == 0, f"status {ended.returncode}\n{ended.stdout}\n{ended.stderr}"

@@ -11,6 +11,7 @@ import asyncio_native as an
 import pytest
 from asyncio_native.cli import main
 from cli_support import COMMAND, assert_usage_error, run_cli
+from support import PROGRAM_SECONDS
 
 ALL_BACKENDS = {"iocp", "io_uring", "epoll", "kqueue", "poll"}
 
@@ -82,7 +83,9 @@ def test_wrong_usage_ends_the_process_with_status_2() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell starts it without a descriptor 2")
 def test_without_standard_error_the_status_tells_and_nothing_is_written() -> None:
     shell = ["sh", "-c", 'exec "$@" 2>&-', "sh"]
-    ended = subprocess.run([*shell, *COMMAND, "nonsense"], stdout=subprocess.PIPE, timeout=50)
+    ended = subprocess.run(
+        [*shell, *COMMAND, "nonsense"], stdout=subprocess.PIPE, timeout=PROGRAM_SECONDS
+    )
     assert (ended.returncode, ended.stdout) == (2, b"")
 
 
@@ -129,7 +132,7 @@ def test_a_reader_that_is_gone_gives_no_traceback(argument: str) -> None:
             stdout=writing,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=50.0,
+            timeout=PROGRAM_SECONDS,
         )
     finally:
         os.close(writing)

@@ -28,11 +28,13 @@ from cli_support import (
     memory_of,
     processor_seconds,
     run_cli,
+    unchosen_address,
 )
 from proxy_support import TELL, Proxy, asks_statistics, at
 from support import (
     ENDING_SIGNALS,
     PATIENCE,
+    SOON_SECONDS,
     WINE,
     eventually,
     expect_reset,
@@ -46,9 +48,6 @@ from support import (
     stdlib_listener,
     why_not,
 )
-
-#: An end must come "at once"; the rest is for a busy machine.
-SOON_SECONDS = 2.0
 
 #: A backend that is not of this system.
 ELSEWHERE = "epoll" if sys.platform == "win32" else "iocp"
@@ -127,8 +126,7 @@ def test_the_first_line_says_where_it_listens(backend: str) -> None:
 
 
 def test_a_named_port_is_used(backend: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as placeholder:
-        where = at(placeholder.getsockname())
+    where = at(unchosen_address())
     with Proxy(backend, "127.0.0.1:9", listen=where) as proxy:
         assert proxy.line == f"listening on {where}\n"
 
@@ -389,10 +387,10 @@ def test_the_addresses_of_a_target_are_tried_one_after_the_other(backend: str, d
 
 @asks_statistics
 def test_a_target_that_is_down_gives_the_client_an_end_and_may_come_back(backend: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = probe.getsockname()  # free, as a server comes to have it below
-    with Proxy(backend, address) as proxy:
+    # Bound all the time, so that nobody else is given the port: the server only begins to listen.
+    server = keep(socket.socket())
+    server.bind(("127.0.0.1", 0))
+    with Proxy(backend, server.getsockname()) as proxy:
         begun = time.monotonic()
         for _ in range(3):
             with pytest.raises(ConnectionResetError):
@@ -404,10 +402,10 @@ def test_a_target_that_is_down_gives_the_client_an_end_and_may_come_back(backend
         assert proxy.told.count("\n") == 1
         assert proxy.told.startswith("asyncio-native: connecting to the target failed")
         assert "refused" in proxy.told
-        with socket.create_server(address) as listener:
-            client, target = connected(proxy, listener)
-            client.sendall(b"back")
-            assert read_exactly(target, 4) == b"back"
+        server.listen()
+        client, target = connected(proxy, server)
+        client.sendall(b"back")
+        assert read_exactly(target, 4) == b"back"
         assert proxy.end() == (0, "", "")
 
 
@@ -528,13 +526,13 @@ def test_a_stopped_sender_costs_no_processor_time(backend: str) -> None:
 
 def test_an_idle_connection_is_closed_on_both_sides(backend: str) -> None:
     listener = stdlib_listener()
-    with Proxy(backend, listener.getsockname(), "--idle-timeout", "0.5") as proxy:
+    with Proxy(backend, listener.getsockname(), "--idle-timeout", "1") as proxy:
         client, target = connected(proxy, listener)
-        client.sendall(b"x")
         begun = time.monotonic()
+        client.sendall(b"x")
         assert read_exactly(target, 1) == b"x"
         assert read_to_end(client) == b""
-        assert 0.45 < time.monotonic() - begun < 0.5 + SOON_SECONDS
+        assert 1 <= time.monotonic() - begun < 1 + SOON_SECONDS
         assert read_to_end(target) == b""
         if not WINE:
             statistics = proxy.statistics()
@@ -545,17 +543,17 @@ def test_an_idle_connection_is_closed_on_both_sides(backend: str) -> None:
 @pytest.mark.parametrize("speaker", ["client", "target"])
 def test_one_direction_that_flows_keeps_the_connection(backend: str, speaker: str) -> None:
     listener = stdlib_listener()
-    with Proxy(backend, listener.getsockname(), "--idle-timeout", "1") as proxy:
+    with Proxy(backend, listener.getsockname(), "--idle-timeout", "2") as proxy:
         client, target = connected(proxy, listener)
         ours, theirs = (client, target) if speaker == "client" else (target, client)
-        begun = time.monotonic()
-        while time.monotonic() - begun < 3:
+        begun = last = time.monotonic()
+        while last - begun < 3:
+            time.sleep(0.1)  # the silence between two messages is what is tested
+            last = time.monotonic()
             ours.sendall(b"x")
             assert read_exactly(theirs, 1) == b"x"
-            time.sleep(0.1)  # the silence between two messages is what is tested
-        last = time.monotonic()
         assert read_to_end(theirs) == b""
-        assert 0.8 < time.monotonic() - last < 1 + SOON_SECONDS
+        assert 2 <= time.monotonic() - last < 2 + SOON_SECONDS
 
 
 def test_a_half_closed_connection_becomes_idle_too(backend: str) -> None:
@@ -570,7 +568,8 @@ def test_a_half_closed_connection_becomes_idle_too(backend: str) -> None:
 
 def test_a_reader_that_has_stopped_for_good_is_idle(backend: str) -> None:
     listener = stdlib_listener()
-    with Proxy(backend, listener.getsockname(), "--idle-timeout", "1") as proxy:
+    # Four times as long as it takes to find that nothing more is taken.
+    with Proxy(backend, listener.getsockname(), "--idle-timeout", "2") as proxy:
         _client, target = connected(proxy, listener)
         send_until_refused(target, 256 * MEBIBYTE)
         # What was not delivered is lost, so this is no orderly end.
@@ -581,13 +580,13 @@ def test_a_reader_that_has_stopped_for_good_is_idle(backend: str) -> None:
 def test_a_reader_that_is_slow_is_not_idle(backend: str) -> None:
     whole = pattern(20 * MEBIBYTE)
     listener = stdlib_listener()
-    with Proxy(backend, listener.getsockname(), "--idle-timeout", "1") as proxy:
+    with Proxy(backend, listener.getsockname(), "--idle-timeout", "2") as proxy:
         client, target = connected(proxy, listener)
         with sending(target, whole):
             got = bytearray()
             while piece := client.recv(2 * MEBIBYTE):
                 got += piece
-                time.sleep(0.15)  # it is the slowness that is tested
+                time.sleep(0.3)  # it is the slowness that is tested
         assert got == whole
 
 
@@ -688,7 +687,8 @@ def test_connections_that_come_and_go_do_not_add_up(backend: str) -> None:
         opened, before = descriptors(proxy.process.pid), memory(proxy)
         come_and_go(1500)
         proxy.await_no_connections()
-        assert descriptors(proxy.process.pid) == opened
+        # What the system still had to do with a closed socket keeps its descriptor a little longer.
+        eventually(lambda: descriptors(proxy.process.pid) == opened)
         assert memory(proxy) - before < MEBIBYTE
         assert proxy.statistics()["connections total"] == "2100"
 
@@ -705,8 +705,7 @@ def answers(address: tuple[str, int]) -> bool:
 def test_programs_of_others_on_both_sides(backend: str, client: str) -> None:
     socat = installed("socat", "socat")
     data = pattern(3 * MEBIBYTE)
-    with socket.create_server(("127.0.0.1", 0)) as placeholder:
-        target = placeholder.getsockname()
+    target = unchosen_address()
     server = subprocess.Popen(
         [socat, f"TCP4-LISTEN:{target[1]},bind=127.0.0.1,fork,reuseaddr", "EXEC:cat"],
         stdin=subprocess.DEVNULL,
@@ -820,11 +819,11 @@ def test_a_port_in_use_is_one_line_and_status_1(backend: str) -> None:
 
 
 def test_a_port_is_free_again_at_once() -> None:
-    listener = stdlib_listener()
-    with Proxy("auto", listener.getsockname()) as proxy:
+    listener, where = stdlib_listener(), at(unchosen_address())
+    with Proxy("auto", listener.getsockname(), listen=where) as proxy:
         _client, _target = connected(proxy, listener)
         assert proxy.end()[0] == 0  # the proxy closes first: its side stays in TIME_WAIT
-    with Proxy("auto", listener.getsockname(), listen=at(proxy.address)) as second:
+    with Proxy("auto", listener.getsockname(), listen=where) as second:
         assert second.address == proxy.address
 
 
