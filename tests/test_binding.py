@@ -25,6 +25,7 @@ import asyncio_native as an
 import pytest
 from support import (
     PATIENCE,
+    PROGRAM_SECONDS,
     check_python,
     dial,
     drain,
@@ -55,7 +56,7 @@ def run(source: str, **environment: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=50 + PATIENCE,
+        timeout=PROGRAM_SECONDS + PATIENCE,
     )
 
 
@@ -148,7 +149,7 @@ def test_names_signatures_and_documentation_are_the_same() -> None:
 
 
 ERRORS = r"""
-    import array, decimal, io, json, os, socket, tempfile
+    import array, decimal, json, os, socket, tempfile
     import asyncio_native as an
 
     port = an.CompletionPort()
@@ -190,8 +191,6 @@ ERRORS = r"""
             "recv(timeout='5')", "recv(timeout=float('nan'))", "recv(timeout=b'5')",
             "recv(timeout=[])", "recv(timeout=-1e300)", "recv(timeout=10**400)",
             "recv(pause_above=-1)", "recv(pause_above='x')", "recv(multishot=Odd())",
-            "recv(pause_above=0)", "recv(pause_above=5, multishot=False)",
-            "recv(pause_above=5, multishot=Odd())",
             "recv_into(b'read only')", "recv_into(read_only)", "recv_into(bytearray())",
             "recv_into(strided)", "recv_into('text')", "recv_into(5)", "recv_into()",
             "recv_into(None)", "recvfrom(0)", "recvfrom(2.5)", "recvfrom_into(bytearray())",
@@ -207,9 +206,7 @@ ERRORS = r"""
             "sendto(b'x', here, quiet=True, timeout=-1)", "sendto(b'x', ('::1', 5))",
             "sendfile()", "sendfile('name')", "sendfile(-1)", "sendfile(file, -1)",
             "sendfile(file, 0, -1)", "sendfile(file, 0, 1.5)", "sendfile(file, 2**63)",
-            "sendfile(file, 0, 5, 6)", "sendfile(object())",
-            "sendfile(io.BytesIO(b'x'))", "bind('127.0.0.1', 5555)", "connect('127.0.0.1')",
-            "disconnect(5)",
+            "sendfile(file, 0, 5, 6)", "sendfile(object())", "disconnect(5)",
             "disconnect(timeout=-1)", "connect()", "connect(5)", "connect(('name', 5))",
             "connect(here, 5)", "connect(here, timeout=-1)", "accept(True)", "accept(timeout=-1)",
             "cancel(5)", "close(True)", "close(flush=Odd())", "cancel()", "state", "port is port",
@@ -233,7 +230,7 @@ ERRORS = r"""
         "port.timer(-1)", "port.timer('1')", "port.timer(None)", "port.timer(float('nan'))",
         "port.timer(1, 2, 3)", "port.dequeue('1')", "port.dequeue(-1)", "port.dequeue_many(0)",
         "port.dequeue_many(-1)", "port.dequeue_many(1.5)", "port.dequeue_many(5, -1)",
-        "port.dequeue_many(0.5)", "port.dequeue_many(10**30, 0)", "port.dequeue_many(Odd(), 0)",
+        "port.dequeue_many(10**30, 0)", "port.dequeue_many(Odd(), 0)",
         "port.dequeue(decimal.Decimal(0))", "done.pause()", "done.resume()", "done.cancel()",
         "done.pending", "done.cancel(5)",
     ]
@@ -620,39 +617,51 @@ KEEPING = """
     import socket, sys, threading, time
     import asyncio_native as an
 
-    INTERVAL = 0.1
+    INTERVAL, ENOUGH = float(sys.argv[1]), int(sys.argv[2])
     running = True
+    turns = 0
+    go = threading.Event()
 
     def burn():
+        global turns
+        go.wait()
         while running:
-            pass
+            turns += 1
 
     with an.CompletionPort() as port:
         sender, receiver = map(an.AsyncSocket.adopt, socket.socketpair())
         port.associate(sender)
         port.associate(receiver)
         receiver.recv(multishot=True)
-        received = 0
-        sys.setswitchinterval(INTERVAL)
+        received = rounds = handovers = seen = 0
         busy = threading.Thread(target=burn)
         busy.start()
-        began = time.monotonic()
-        for _ in range(20):
+        sys.setswitchinterval(INTERVAL)
+        go.set()
+        while rounds < 20 and handovers < ENOUGH:
+            rounds += 1
             for _ in range(50):
                 sender.send(b"x" * 64, quiet=True)
-            while batch := port.dequeue_many(64, 0):
+                if turns != seen:
+                    handovers, seen = handovers + 1, turns
+                    if handovers == ENOUGH:
+                        break
+            while handovers < ENOUGH and (batch := port.dequeue_many(64, 0)):
                 received += sum(c.transferred for c in batch)
-        took = time.monotonic() - began
+                if turns != seen:
+                    handovers, seen = handovers + 1, turns
         running = False
         busy.join()
-        assert received == 20 * 50 * 64, received
-        print(took / INTERVAL)
+        assert handovers == ENOUGH or received == 20 * 50 * 64, received
+        print(handovers)
 """
 
 
-def in_intervals_when_slow(script: str, *calls: str) -> float:
-    """Runs a script whose system calls strace makes slow, so that a busy thread beside it gets the
-    interpreter lock when one is made without. What the script prints."""
+def handovers_when_slow(script: str, *calls: str) -> int:
+    """How often a busy thread got the interpreter lock while a script went on: when a system call
+    without it takes long enough, as strace makes these. Else it gets the lock when it has waited
+    for the switch interval, which is long here: some 2000 system calls take a second, and many
+    times that on a crowded machine."""
     trace = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={','.join(calls)}"]
     tried = None
     if shutil.which("strace") is not None:
@@ -660,60 +669,62 @@ def in_intervals_when_slow(script: str, *calls: str) -> float:
     if tried is None or tried.returncode:
         pytest.skip("strace, which makes system calls slow, is not installed or may not trace here")
     ended = subprocess.run(
-        [*trace, sys.executable, "-P", "-c", textwrap.dedent(script)],
+        [*trace, sys.executable, "-P", "-c", textwrap.dedent(script), str(PATIENCE / 3), "5"],
         env={**os.environ, "ASYNCIO_NATIVE_BACKEND": "epoll"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PROGRAM_SECONDS,
     )
     assert ended.returncode == 0, ended.stderr
-    return float(ended.stdout)
+    return int(ended.stdout)
 
 
 @only_c
 def test_small_calls_keep_the_interpreter_lock() -> None:
-    """A busy thread gives the lock back after the switch interval."""
-    # Some 2000 system calls, under one interval when tried; 12 to 17 with the binding over cffi,
-    # which releases the lock at each.
-    assert in_intervals_when_slow(KEEPING, "sendto", "recvfrom", "epoll_wait") < 5
+    # None when tried; with the binding over cffi, which releases the lock at each, 5 are reached.
+    assert handovers_when_slow(KEEPING, "sendto", "recvfrom", "epoll_wait") < 5
 
 
 CLOSING = """
-    import socket, sys, threading, time
+    import sys, threading
     import asyncio_native as an
 
-    INTERVAL = 0.2
+    INTERVAL, ENOUGH = float(sys.argv[1]), int(sys.argv[2])
     running = True
+    turns = 0
+    go = threading.Event()
 
     def burn():
+        global turns
+        go.wait()
         while running:
-            pass
+            turns += 1
 
-    with socket.create_server(("127.0.0.1", 0)) as server, an.CompletionPort() as port:
-        ours = [an.AsyncSocket() for _ in range(20)]
-        for sock in ours:
+    with an.CompletionPort() as port:
+        sockets = [an.AsyncSocket() for _ in range(500)]
+        for sock in sockets:
             port.associate(sock)
-            sock.connect(server.getsockname())
-        connected = 0
-        while connected < len(ours):
-            connected += len(port.dequeue_many(64, 10))
-        sys.setswitchinterval(INTERVAL)
+        handovers = seen = 0
         busy = threading.Thread(target=burn)
         busy.start()
-        began = time.monotonic()
-        for sock in ours:
+        sys.setswitchinterval(INTERVAL)
+        go.set()
+        for sock in sockets:
             sock.close()
-        took = time.monotonic() - began
+            if turns != seen:
+                handovers, seen = handovers + 1, turns
+            if handovers == ENOUGH:
+                break
         running = False
         busy.join()
-        print(took / INTERVAL)
+        print(handovers)
 """
 
 
 @only_c
 def test_closing_what_cannot_linger_keeps_the_interpreter_lock() -> None:
-    assert in_intervals_when_slow(CLOSING, "close") < 5  # 20 when each close lets go
+    assert handovers_when_slow(CLOSING, "close", "epoll_ctl", "shutdown") < 5
 
 
 LINGERING = """
@@ -747,4 +758,4 @@ def test_other_threads_run_while_a_close_lingers(backend: str) -> None:
     took, turns = map(float, check_python(LINGERING, backend).split())
     if took < 0.5:
         pytest.skip(f"closing took {took} s: this system does not linger in it")
-    assert turns > 20
+    assert turns >= 10  # of the 1,000 milliseconds; none while a close keeps the lock
