@@ -39,6 +39,7 @@ from capi_support import (
 )
 from support import (
     PATIENCE,
+    PROGRAM_SECONDS,
     check_python,
     dial,
     drain,
@@ -1133,6 +1134,6 @@ def test_the_interpreter_ends_with_completions_in_the_hands_of_c(built_probe: An
         [sys.executable, "-P", "-W", "ignore", "-c", textwrap.dedent(SCRIPT).format(folder=folder)],
         capture_output=True,
         text=True,
-        timeout=50 + PATIENCE,
+        timeout=PROGRAM_SECONDS + PATIENCE,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "2\n", "")

@@ -136,10 +136,10 @@ def test_an_echo_server_takes_one_receive_one_send_and_one_wait_for_a_message(si
         client = dial(address)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         exchange(client, 500, size)
+        started = time.monotonic()
         with counted(process) as counts:
-            started = time.monotonic()
             exchange(client, 300, size)
-            slices = math.ceil((time.monotonic() - started) / SLICE_SECONDS)
+        slices = math.ceil((time.monotonic() - started) / SLICE_SECONDS)
         receives, sends, waits, rest = split(counts)
         assert (receives, sends, rest) == (300, 300, {})
         # Each message ends a wait. That of the first may have begun before strace came, and then is
@@ -357,8 +357,9 @@ def test_ten_thousand_idle_connections_cost_no_system_calls_and_no_time() -> Non
             with counted(server.process) as beside:
                 server.rounds(active, 30)
             assert beside == alone
-            # 100 rounds of 10 take some 10 ms; touching 10,000 sockets a round would take seconds.
-            assert seconds_beside <= 2 * seconds_alone + 0.02
+            # 100 rounds of 10 take some 10 ms, several times that where others use the caches;
+            # touching 10,000 sockets a round would take seconds.
+            assert seconds_beside <= 2 * seconds_alone + 0.1
 
             before = server.processor_seconds()
             with counted(server.process) as resting:

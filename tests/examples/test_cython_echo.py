@@ -19,7 +19,7 @@ import asyncio_native as an
 import pytest
 from capi_support import why_not
 from example_support import EXAMPLES, Example, flood, nc, program
-from support import PATIENCE, read_exactly, read_to_end
+from support import PATIENCE, PROGRAM_SECONDS, read_exactly, read_to_end
 
 pytestmark = pytest.mark.posix("compiles it by the C compiler `cc`, and drives it by nc")
 
@@ -44,7 +44,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     options = ["--no-build-isolation", "--no-deps", "--no-index", "--target", str(target)]
     built = subprocess.run(
-        [*pip, *options, str(source)], capture_output=True, text=True, timeout=50 + PATIENCE
+        [*pip, *options, str(source)],
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_SECONDS + PATIENCE,
     )
     assert built.returncode == 0, built.stdout + built.stderr
     return target

@@ -199,9 +199,9 @@ def test_a_client_that_dribbles_its_request_is_dropped(backend: str, root: Path)
         idle = example.dial()  # between two requests one may be silent for longer
         idle.sendall(b"GET /empty HTTP/1.1\r\nHost: x\r\n\r\n")
         assert responses(idle.recv(65536)) == [(200, b"")]
+        began = time.monotonic()
         client = example.dial()
         client.sendall(b"GET / HTTP/1.1\r\n")
-        began = time.monotonic()
         client.settimeout(seconds / 10)
 
         def dropped() -> bool:

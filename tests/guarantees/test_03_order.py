@@ -47,7 +47,7 @@ def test_sends_of_many_threads_are_whole_and_in_order_for_each(
     workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
     for worker in workers:
         worker.start()
-    arrived, completions = pump(port, peer, threads * messages * size, 30)
+    arrived, completions = pump(port, peer, threads * messages * size, 2 * PATIENCE)
     for worker in workers:
         worker.join(PATIENCE)
     completions += settle(port)
@@ -79,7 +79,7 @@ def test_completions_of_many_threads_come_in_the_order_of_the_bytes(
     workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
     for worker in workers:
         worker.start()
-    arrived, completions = pump(port, peer, threads * messages * size, 30)
+    arrived, completions = pump(port, peer, threads * messages * size, 2 * PATIENCE)
     for worker in workers:
         worker.join(PATIENCE)
     completions += settle(port)

@@ -58,7 +58,7 @@ def test_a_waiting_operation_ends_as_cancelled(
     began = time.monotonic()
     ENDS[end](operation)
     assert time.monotonic() - began < 1
-    completion = one(port, 5)
+    completion = one(port)
     assert completion.operation is operation
     assert cancelled(completion)
     assert not completion.more

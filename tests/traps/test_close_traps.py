@@ -16,6 +16,7 @@ import pytest
 from support import (
     LOCAL,
     PATIENCE,
+    PROGRAM_SECONDS,
     check_python,
     datagram,
     dial,
@@ -461,7 +462,7 @@ def test_interpreter_exit_with_blocked_daemon_threads_is_quick_and_silent(
         backend,
     )
     assert output == "exits\n"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < PROGRAM_SECONDS / 5
 
 
 def test_interpreter_exit_while_daemon_threads_serve_traffic_is_silent(backend: str) -> None:
@@ -469,7 +470,7 @@ def test_interpreter_exit_while_daemon_threads_serve_traffic_is_silent(backend: 
         """
         import threading, time
         import asyncio_native as an
-        from support import pair
+        from support import PATIENCE, pair
 
         port = an.CompletionPort()
         rounds = threading.Semaphore(0)
@@ -495,7 +496,7 @@ def test_interpreter_exit_while_daemon_threads_serve_traffic_is_silent(backend: 
             sock.recv(multishot=True)
             threading.Thread(target=talk, args=(peer,), daemon=True).start()
         for _ in range(200):
-            assert rounds.acquire(timeout=15)
+            assert rounds.acquire(timeout=PATIENCE)
         """,
         backend,
     )
@@ -508,6 +509,7 @@ def test_a_port_closed_at_exit_by_a_handler_ends_a_thread_that_is_no_daemon(
         """
         import threading
         import asyncio_native as an
+        from support import PATIENCE
 
         port = an.CompletionPort()
         entered = threading.Event()
@@ -523,9 +525,9 @@ def test_a_port_closed_at_exit_by_a_handler_ends_a_thread_that_is_no_daemon(
         thread = threading.Thread(target=serve)
         thread.start()
         port.post()
-        assert entered.wait(15)
+        assert entered.wait(PATIENCE)
         port.close()
-        thread.join(15)
+        thread.join(PATIENCE)
         """,
         backend,
     )

@@ -9,7 +9,7 @@ import os
 
 import asyncio_native as an
 import pytest
-from support import check_python, datagram, listening, pair
+from support import PATIENCE, check_python, datagram, listening, pair
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can
 PRELUDE = """
     import contextlib, errno, gc, os, socket, sys, threading, time, traceback, warnings
     import asyncio_native as an
-    from support import dial, drain, listening, nothing, one, pair, pattern, pump, read_exactly
-    from support import read_to_end, settle, stall, stdlib_pair
+    from support import PATIENCE, dial, drain, listening, nothing, one, pair, pattern, pump
+    from support import read_exactly, read_to_end, settle, stall, stdlib_pair
 
     warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads, from 3.12 on
     warnings.simplefilter("ignore", ResourceWarning)
@@ -158,14 +158,14 @@ def test_what_the_parent_closes_ends_for_the_peer_though_a_child_holds_it(backen
         listener.accept(multishot=True)
         with child(idle):
             plain.close()
-            plain_peer.settimeout(5)
+            plain_peer.settimeout(PATIENCE)
             assert plain_peer.recv(1) == b""
             flushed.send(pattern(1 << 20), quiet=True)
             flushed.close(flush=True)
             assert pump(port, flushed_peer, None)[0] == pattern(1 << 20)
             stall(port, stalled, 4 << 20) if port.in_flight == 0 else stalled.send(bytes(4 << 20))
             stalled.close()
-            stalled_peer.settimeout(5)
+            stalled_peer.settimeout(PATIENCE)
             try:
                 read_to_end(stalled_peer)
             except ConnectionResetError:
@@ -190,7 +190,7 @@ def test_a_port_that_the_parent_closes_ends_for_all_peers_though_a_child_holds_i
     with child(idle):
         port.close()
         for _, peer in pairs:
-            peer.settimeout(5)
+            peer.settimeout(PATIENCE)
             assert peer.recv(1) == b""
 """,
         backend,
@@ -295,7 +295,7 @@ def test_a_fork_while_another_thread_waits_leaves_both_processes_able_to_end(
     thread = threading.Thread(target=wait_for_ever)
     thread.start()
     peer.send(b"first")
-    assert arrived.acquire(timeout=15)
+    assert arrived.acquire(timeout=PATIENCE)
 
     def close_everything():
         raises(an.PortClosedError, port.dequeue, 0)
@@ -307,9 +307,9 @@ def test_a_fork_while_another_thread_waits_leaves_both_processes_able_to_end(
             port.post()
         with child(close_everything, "exit" if number % 2 else "_exit"):
             peer.send(b"again")
-            assert arrived.acquire(timeout=15)
+            assert arrived.acquire(timeout=PATIENCE)
     port.close()
-    assert ended.wait(15)
+    assert ended.wait(PATIENCE)
     thread.join()
 """,
         backend,
@@ -326,7 +326,7 @@ def test_descriptors_are_not_inherited_by_other_programs(port: an.CompletionPort
     client.connect(address)
     accepted = None
     for _ in range(2):
-        completion = port.dequeue(15)
+        completion = port.dequeue(PATIENCE)
         assert completion is not None
         accepted = completion.accepted or accepted
     assert accepted is not None

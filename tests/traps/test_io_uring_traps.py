@@ -316,7 +316,7 @@ def test_what_was_accepted_before_a_fork_ends_for_the_client_when_the_parent_clo
     accepted = one(port).accepted
     port.associate(accepted)
     accepted.close()
-    client.settimeout(5)
+    client.settimeout(PATIENCE)
     assert client.recv(1) == b""
     port.close()
     end()
@@ -720,9 +720,9 @@ def test_a_thread_that_computes_holds_back_nothing_that_it_had_asked_for(backend
             assert armed.wait(PATIENCE)
             for _ in range(10):
                 peer.sendall(b"x")
-                assert one(port, 1.0).data == b"x"
+                assert one(port).data == b"x"
                 threading.Timer(0.01, port.post).start()
-                assert one(port, 1.0).kind is an.POST
+                assert one(port).kind is an.POST
         finally:
             stop.set()
             thread.join(PATIENCE)
@@ -746,7 +746,7 @@ def test_a_thread_that_sleeps_in_the_system_holds_back_nothing_either(backend: s
             assert armed.wait(PATIENCE)
             for _ in range(10):
                 peer.sendall(b"x")
-                assert one(port, 1.0).data == b"x"
+                assert one(port).data == b"x"
         finally:
             os.write(write_end, b"x")
             thread.join(PATIENCE)
@@ -836,7 +836,7 @@ def test_the_interpreter_ends_with_every_kind_of_request_in_flight(
         f"""
     import threading
     import asyncio_native as an
-    from support import datagram, listening, pair, pattern
+    from support import PATIENCE, datagram, listening, pair, pattern
 
     port = an.CompletionPort(concurrency={concurrency})
     kept = []
@@ -868,10 +868,9 @@ def test_the_interpreter_ends_with_every_kind_of_request_in_flight(
         start()
     else:
         threading.Thread(target=serve, daemon=True).start()
-        assert begun.wait(10)
+        assert begun.wait(PATIENCE)
 """,
         backend,
-        seconds=20,
     )
 
 

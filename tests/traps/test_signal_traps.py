@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 STORM = """
     import os, signal, socket, threading, time
     import asyncio_native as an
-    from support import dial, drain, listening, one, pair, pattern, read_exactly
+    from support import PATIENCE, dial, drain, listening, one, pair, pattern, read_exactly
 
     signals = 0
 
@@ -77,7 +77,7 @@ def test_ten_mebibytes_echo_whole_through_a_storm_of_signals(backend: str, way: 
                 raise AssertionError(completion)
     talker.join()
     # Short work may be done before many came; keep waiting under the storm.
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE
     while signals - at_start < 100 and time.monotonic() < deadline:
         assert port.dequeue(0.05) is None
     storm(False)
@@ -96,10 +96,15 @@ def test_a_wait_under_a_storm_of_signals_takes_its_whole_time(backend: str) -> N
         + """
     storm(True)
     for call in (port.dequeue, lambda seconds: port.dequeue_many(timeout=seconds)):
-        before, at_start = signals, time.monotonic()
-        assert not call(0.3)
-        took = time.monotonic() - at_start
-        assert 0.3 <= took < 3, took
+        before = signals
+        # On a crowded machine few come in so short a time: those that are due at once are one.
+        for _ in range(10):
+            at_start = time.monotonic()
+            assert not call(0.3)
+            took = time.monotonic() - at_start
+            assert 0.3 <= took < 3, took
+            if signals - before > 20:
+                break
         assert signals - before > 20
     storm(False)
     port.close()
@@ -119,7 +124,7 @@ def test_every_kind_of_operation_survives_a_storm_of_signals(backend: str) -> No
     listener, address = listening(port)
     storm(True)
     before = signals
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 2 * PATIENCE
     rounds = 0
     while (signals - before < 300 or rounds < 20) and time.monotonic() < deadline:
         rounds += 1
@@ -167,13 +172,13 @@ def test_signals_to_other_threads_do_not_end_their_waits(backend: str) -> None:
     ready = threading.Barrier(3)
 
     def wait_for_one():
-        ready.wait(15)
+        ready.wait(PATIENCE)
         came.append(port.dequeue(None))
 
     threads = [threading.Thread(target=wait_for_one) for _ in range(2)]
     for thread in threads:
         thread.start()
-    ready.wait(15)
+    ready.wait(PATIENCE)
     for _ in range(200):
         for thread in threads:
             signal.pthread_kill(thread.ident, signal.SIGUSR1)
@@ -182,7 +187,7 @@ def test_signals_to_other_threads_do_not_end_their_waits(backend: str) -> None:
     port.post("one")
     port.post("two")
     for thread in threads:
-        thread.join(15)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     assert sorted(c.state for c in came) == ["one", "two"]
     assert signals > 0
@@ -211,7 +216,7 @@ def test_handlers_that_raise_end_the_wait_and_harm_nothing_in_flight(backend: st
     def disturb():
         chance = random.Random(8)
         for _ in range(200):
-            assert waits.acquire(timeout=15)
+            assert waits.acquire(timeout=PATIENCE)
             time.sleep(chance.random() * 0.002)
             signal.pthread_kill(main, signal.SIGUSR1)
 
@@ -222,7 +227,7 @@ def test_handlers_that_raise_end_the_wait_and_harm_nothing_in_flight(backend: st
     for number in range(200):
         try:
             waits.release()
-            completion = port.dequeue(15)
+            completion = port.dequeue(PATIENCE)
             raise SystemExit(f"not interrupted: {completion}")
         except Interruption:
             pass
@@ -231,7 +236,7 @@ def test_handlers_that_raise_end_the_wait_and_harm_nothing_in_flight(backend: st
             completion = one(port)
             assert completion.operation is receiving
             assert completion.data == b"%d" % number
-    disturber.join(15)
+    disturber.join(PATIENCE)
     port.post("last")
     assert one(port).state == "last"
     assert port.in_flight == 1
