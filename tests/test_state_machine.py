@@ -35,6 +35,7 @@ from hypothesis.stateful import (
 from support import (
     LOCAL,
     PATIENCE,
+    eventually,
     open_descriptors,
     refusing_address,
     release_kept,
@@ -181,6 +182,7 @@ class PortMachine(RuleBasedStateMachine):
         self.sends = 0
         self.posts = 0
         self.posts_seen = 0
+        self.taken = 0
         self.quiet_failures = 0
         self.ending = "finish"
         self.file = tempfile.TemporaryFile()
@@ -456,6 +458,7 @@ class PortMachine(RuleBasedStateMachine):
             self.take(completion)
 
     def take(self, completion: an.Completion) -> None:
+        self.taken += 1
         if completion.kind is an.POST:
             self.posts_seen += 1
             assert completion.state == self.posts_seen, "posts come in the order posted"
@@ -522,15 +525,21 @@ class PortMachine(RuleBasedStateMachine):
             assert completion.error in (errno.ECANCELED, errno.ECONNREFUSED)
             sock.close()
             return
+        if sock.closed:
+            return  # the connect won the race against its close
+        address = sock.getsockname()
+        # The system tells of a connection on this side first.
+        eventually(lambda: self.serves(address))
+        self.add(sock, self.served.pop(address))
+
+    def serves(self, client: Any) -> bool:
+        """Whether the peers' server has that client's connection, of all that it can have now."""
         while True:
             try:
                 peer, address = self.server.accept()
             except BlockingIOError:
-                break
+                return client in self.served
             self.served[address] = peer
-        if sock.closed:
-            return  # the connect won the race against its close
-        self.add(sock, self.served.pop(sock.getsockname()))
 
     def take_received(self, completion: an.Completion, operation: an.Operation, link: Link) -> None:
         buffer = self.buffers.pop(operation, None)
@@ -634,12 +643,24 @@ class PortMachine(RuleBasedStateMachine):
             self.file.close()
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE / 5  # failing runs are repeated to shrink them
+        """Dequeues until the condition holds, as long as that goes on.
+
+        How long all of it takes depends on what else the machine does: what fails is that nothing
+        comes any more. Failing runs are repeated to shrink them, so that is waited for briefly."""
+        latest = now = time.monotonic()
+        limit = now + PATIENCE
+        reached = -1
         while not condition():
-            assert time.monotonic() < deadline, f"{len(self.outstanding)} operations are left over"
             if self.ending != "close port":
                 for completion in self.port.dequeue_many(timeout=0.005):
                     self.take(completion)
+            now = time.monotonic()
+            done = self.taken + sum(len(link.peer_got) for link in self.links)
+            if done != reached:
+                reached, latest = done, now
+            left_over = f"{len(self.outstanding)} operations are left over"
+            assert now < latest + PATIENCE / 5, f"{left_over}, and nothing comes any more"
+            assert now < limit, f"{left_over} after {PATIENCE} s"
 
     def finish(self) -> None:
         """Lets everything that was started come to its natural end, and compares every byte."""
