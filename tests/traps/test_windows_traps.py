@@ -103,7 +103,7 @@ def inherit(handle: int, backend: str) -> str:
         """
     process = start_python(source, backend, close_fds=False)
     try:
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=2 * PATIENCE)
     finally:
         process.kill()
         process.wait()
@@ -401,7 +401,7 @@ def test_ctrl_c_in_a_console_ends_a_wait_at_once(backend: str, case: dict[str, o
     waiting threads are interrupted. Ctrl-Break goes the same way; Wine 8 makes none."""
     process = start_python(CTRL_C.format(**case), backend, creationflags=CREATE_NEW_CONSOLE)
     try:
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=2 * PATIENCE)
     finally:
         process.kill()
         process.wait()
