@@ -193,6 +193,7 @@ struct an_direction {
     bool armed;       /* the reactor was asked to report it (level-triggered ones only) */
     bool starved;     /* accept: out of descriptors, and reported */
     bool held;        /* receive: stands still because unsent is above pause_above */
+    bool under_way;   /* transmit: the system has bytes in hand that count as gone, which a shutdown may cut off */
 };
 
 /* Something that the system brought before an operation asked for it; its owner is the socket that it came for. */

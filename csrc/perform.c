@@ -536,7 +536,7 @@ static bool needs_room(const an_socket *socket, const struct operation *operatio
     case AN_CONNECT:
         return (operation->flags & OPERATION_BEGUN) != 0;
     case AN_DISCONNECT:
-        return false;
+        return socket->transmit.under_way;
     default:
         return an_operation_remaining(operation) > 0 || an_os_is_datagram(socket->type);
     }

@@ -422,7 +422,8 @@ static void connect_ended(an_socket *socket, struct operation *operation, int er
 }
 
 /* A stream's send may be done before its last byte: on a socket that does not block, says WSASend's documentation; Wine 8
- * ends one so when the peer has shut down its side. */
+ * ends one so when the peer has shut down its side. The rest is sent then, so the way must still be open: a disconnect waits
+ * for the piece (under_way). */
 static bool is_short(const an_socket *socket, const struct request *request, struct outcome outcome) {
     bool piece = request->handed && an_os_is_stream(socket->type);
     return piece && outcome.error == 0 && outcome.bytes < request->bytes - request->done;
@@ -438,6 +439,7 @@ static void transmitting_ended(an_socket *socket, struct request *request, struc
         outcome.error = AN_EPIPE;
     free_piece(socket->overlapped);
     socket->transmit.ready = true;
+    socket->transmit.under_way = false;
     bool lost = request->handed && an_os_is_datagram(socket->type); /* as datagrams may be */
     bool torn = request->handed && !lost && outcome.error != 0;
     if (torn)
@@ -475,8 +477,10 @@ static void await_transmit(an_socket *socket) {
         return;
     request->withdrawn = request->handed = request->file = false; /* what the last one was */
     request->bytes = request->done = 0;
-    if (!begin_transmit(socket, request, &outcome))
+    if (!begin_transmit(socket, request, &outcome)) {
+        socket->transmit.under_way = request->handed || request->file;
         return;
+    }
     transmitting_ended(socket, request, outcome);
     an_port_make_ready(socket->port, socket);
 }

@@ -303,6 +303,27 @@ def test_a_disconnect_waits_for_a_full_window_and_both_sides_end_whole(
         assert completion.result() == b""
 
 
+@pytest.mark.parametrize("size", [60_000, 300_000])
+def test_what_was_sent_before_a_disconnect_arrives_though_the_peer_ends_its_side_meanwhile(
+    port: an.CompletionPort, family: str, size: int
+) -> None:
+    """The system has a part of it in hand then, and a receive waits beside it."""
+    sock, peer = pair(port, family, small=True)
+    with sock:
+        operations = [sock.recv(multishot=True), sock.send(pattern(size)), sock.disconnect()]
+        completions = settle(port)
+        got = bytearray()
+        for _ in range(3):
+            got += read_exactly(peer, 5000)
+            completions += settle(port, 0)
+        peer.shutdown(socket.SHUT_WR)
+        rest, more = pump(port, peer, None)
+        completions += more + drain(port, 3 - len(completions) - len(more))
+        assert got + rest == pattern(size)
+        assert {c.operation for c in completions} == set(operations)
+        assert [c.error for c in completions] == [0, 0, 0]
+
+
 def test_a_send_after_our_own_disconnect_is_a_broken_pipe(
     port: an.CompletionPort, family: str
 ) -> None:
