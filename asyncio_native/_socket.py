@@ -142,15 +142,12 @@ class AsyncSocket(SocketBase):
 
         max_bytes: the most that one completion carries. multishot: goes on until the end, an
         error or a cancel. pause_above: the multishot receives nothing while `unsent` is over that
-        many bytes, and goes on by itself; one receive has no use for it, and raises `ValueError`.
-        timeout: seconds; for a multishot, without anything.
+        many bytes, and goes on by itself. timeout: seconds; for a multishot, without anything.
         """
         wait_ns = timeout_ns(timeout)
         length = integer(max_bytes, "max_bytes", 1)
         limit = UINT64_MAX if pause_above is None else integer(pause_above, "pause_above", 0)
         flags = _MULTISHOT if multishot else 0
-        if pause_above is not None and not flags:
-            raise ValueError("pause_above needs multishot=True: one receive is never held back")
         operation = self._operation(RECV, b"")
         operation._port._operations[operation._key] = operation
         error = lib.an_socket_recv(

@@ -324,17 +324,6 @@ def test_a_paused_multishot_does_not_keep_the_processor_busy(port: an.Completion
 # -- pause_above ----------------------------------------------------------------------------------
 
 
-def test_pause_above_without_multishot_raises_and_starts_nothing(port: an.CompletionPort) -> None:
-    sock, peer = pair(port)
-    for limit in (0, MEBIBYTE):
-        with pytest.raises(ValueError, match="pause_above needs multishot=True"):
-            sock.recv(pause_above=limit)
-    assert port.in_flight == 0
-    sock.recv(pause_above=None)
-    peer.sendall(b"x")
-    assert one(port).data == b"x"
-
-
 @pytest.mark.parametrize("limit", [0, MEBIBYTE])
 def test_an_echo_server_holds_little_for_a_peer_that_does_not_read(
     port: an.CompletionPort, family: str, limit: int

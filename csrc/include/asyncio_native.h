@@ -385,7 +385,7 @@ int an_socket_connect(an_socket *socket, an_operation *operation, const an_addre
 /* recv(2): completes with at least one byte, or at the end of the stream with transferred 0 and no error. buffer NULL:
  * the port lends memory when data is there (an_completion.data), at most `length` bytes a completion. flags:
  * AN_MULTISHOT, only with buffer NULL. pause_above: such a multishot receives nothing while an_socket_unsent is above
- * it, UINT64_MAX for never; one without AN_MULTISHOT does not look at it. AN_EINVAL: length 0. */
+ * it; UINT64_MAX for never. AN_EINVAL: length 0. */
 int an_socket_recv(an_socket *socket, an_operation *operation, void *buffer, size_t length, uint32_t flags,
                    uint64_t pause_above, int64_t timeout_ns);
 

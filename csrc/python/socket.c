@@ -265,10 +265,6 @@ static PyObject *socket_recv(PyObject *self, PyTypeObject *type, PyObject *const
         !fast_parse_limit(binding, values[2], NAME_PAUSE_ABOVE, &pause_above) ||
         !fast_parse_flag(values[1], &multishot))
         return NULL;
-    if (pause_above != UINT64_MAX && !multishot) {
-        PyErr_SetString(PyExc_ValueError, "pause_above needs multishot=True: one receive is never held back");
-        return NULL;
-    }
     struct operation_object *operation = draft(binding, (struct socket_object *)self, AN_RECV, binding->empty);
     if (operation == NULL)
         return NULL;
@@ -624,8 +620,7 @@ static PyMethodDef socket_methods[] = {
                "Completes when at least one byte is there, with `data`; b\"\" at the end of the stream.\n\n"
                "max_bytes: the most that one completion carries. multishot: goes on until the end, an\n"
                "error or a cancel. pause_above: the multishot receives nothing while `unsent` is over that\n"
-               "many bytes, and goes on by itself; one receive has no use for it, and raises `ValueError`.\n"
-               "timeout: seconds; for a multishot, without anything.")},
+               "many bytes, and goes on by itself. timeout: seconds; for a multishot, without anything.")},
     {"recv_into", FAST_METHOD(socket_recv_into),
      PyDoc_STR("recv_into($self, /, buffer, *, timeout=None)\n--\n\n"
                "As `recv`, but into the caller's memory, with the count in `transferred` (recv(2)).\n\n"
