@@ -149,7 +149,7 @@ def test_names_signatures_and_documentation_are_the_same() -> None:
 
 
 ERRORS = r"""
-    import array, decimal, json, os, socket, tempfile
+    import array, decimal, io, json, os, socket, tempfile
     import asyncio_native as an
 
     port = an.CompletionPort()
@@ -206,7 +206,9 @@ ERRORS = r"""
             "sendto(b'x', here, quiet=True, timeout=-1)", "sendto(b'x', ('::1', 5))",
             "sendfile()", "sendfile('name')", "sendfile(-1)", "sendfile(file, -1)",
             "sendfile(file, 0, -1)", "sendfile(file, 0, 1.5)", "sendfile(file, 2**63)",
-            "sendfile(file, 0, 5, 6)", "sendfile(object())", "disconnect(5)",
+            "sendfile(file, 0, 5, 6)", "sendfile(object())",
+            "sendfile(io.BytesIO(b'x'))", "bind('127.0.0.1', 5555)", "connect('127.0.0.1')",
+            "disconnect(5)",
             "disconnect(timeout=-1)", "connect()", "connect(5)", "connect(('name', 5))",
             "connect(here, 5)", "connect(here, timeout=-1)", "accept(True)", "accept(timeout=-1)",
             "cancel(5)", "close(True)", "close(flush=Odd())", "cancel()", "state", "port is port",
@@ -230,7 +232,7 @@ ERRORS = r"""
         "port.timer(-1)", "port.timer('1')", "port.timer(None)", "port.timer(float('nan'))",
         "port.timer(1, 2, 3)", "port.dequeue('1')", "port.dequeue(-1)", "port.dequeue_many(0)",
         "port.dequeue_many(-1)", "port.dequeue_many(1.5)", "port.dequeue_many(5, -1)",
-        "port.dequeue_many(10**30, 0)", "port.dequeue_many(Odd(), 0)",
+        "port.dequeue_many(0.5)", "port.dequeue_many(10**30, 0)", "port.dequeue_many(Odd(), 0)",
         "port.dequeue(decimal.Decimal(0))", "done.pause()", "done.resume()", "done.cancel()",
         "done.pending", "done.cancel(5)",
     ]

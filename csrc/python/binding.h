@@ -6,9 +6,9 @@
  * the one over cffi; it is called from here ("helpers").
  *
  * The interpreter lock guards all that is here. It is kept across calls of the core that are short and do not block, and
- * released to wait, to close what may linger, and to move much data: a lock that is released beside a busy thread comes back only after
- * that thread's switch interval (5 ms). The core never takes it, so that holding it while the core takes its own locks is
- * safe.
+ * released to wait, to close what may linger, and to move much data: a lock that is released beside a busy thread comes
+ * back only after that thread's switch interval (5 ms). The core never takes it, so that holding it while the core takes
+ * its own locks is safe.
  *
  * Python code may run wherever an object is made or dropped (the garbage collector), and may use the same port: whoever
  * does that has no state of the port in the hand, but a batch and references of its own.
