@@ -17,9 +17,9 @@ def _choose() -> str:
     wanted = os.environ.get("ASYNCIO_NATIVE_BINDING", "")
     if wanted not in ("", "c", "cffi"):
         raise ImportError(f"ASYNCIO_NATIVE_BINDING is c or cffi, not {wanted!r}")
-    if sys.implementation.name != "cpython" or FREE_THREADED or sys.platform == "win32":
+    if sys.implementation.name != "cpython" or FREE_THREADED:
         if wanted == "c":
-            raise ImportError("the binding in C is for CPython with the interpreter lock, on POSIX")
+            raise ImportError("the binding in C is for CPython with the interpreter lock")
         return "cffi"
     return wanted or "c"
 

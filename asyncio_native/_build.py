@@ -115,7 +115,7 @@ def sources() -> list[str]:
         if words and all(PLATFORMS[platform] for platform in words[:-1]):
             paths.append(words[-1])
     # The hot paths are guarded by the interpreter lock, which a free-threaded one has not.
-    if sys.implementation.name == "cpython" and not WINDOWS and not FREE_THREADED:
+    if sys.implementation.name == "cpython" and not FREE_THREADED:
         python = (ROOT / "csrc" / "python").glob("*.c")
         paths += sorted(path.relative_to(ROOT).as_posix() for path in python)
     else:

@@ -105,4 +105,5 @@ _fast.bind(
     no_handler=_errors.no_handler,
     other_port=_errors.other_port,
     result=_completion.Completion.result,
+    error_number=_errors.TRANSLATED.get if _errors.TRANSLATED else None,
 )

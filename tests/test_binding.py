@@ -15,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import tracemalloc
 import weakref
@@ -35,17 +36,11 @@ from support import (
     read_exactly,
 )
 
-HAS_C = (
-    sys.implementation.name == "cpython"
-    and sys.platform != "win32"
-    and "t" not in getattr(sys, "abiflags", "")
-)
+HAS_C = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 BINDINGS = ("c", "cffi") if HAS_C else ("cffi",)
 
 only_c = pytest.mark.skipif(an.binding != "c", reason="this is about the binding in C")
-both = pytest.mark.skipif(
-    not HAS_C, reason="the binding in C is for CPython with its lock, on POSIX"
-)
+both = pytest.mark.skipif(not HAS_C, reason="the binding in C is for CPython with its lock")
 
 
 def run(source: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -218,7 +213,7 @@ ERRORS = r"""
             "accept()", "recv_into(bytearray(5))", "send(b'x')", "send(b'x', quiet=True)",
             "send(bytearray(5))", "send(bytearray(5), quiet=True)", "sendv([b'x'])",
             "sendv([b'x'], quiet=True)", "sendv([])", "sendfile(file)", "disconnect()",
-            "connect(here)", "unsent", "closed", "fileno()", "family", "getsockname()",
+            "connect(here)", "unsent", "closed", "fileno() > 0", "family", "getsockname()",
         )]
     calls += [
         "datagram.accept()", "datagram.disconnect()", "datagram.sendfile(file)",

@@ -74,6 +74,7 @@ enum helper {
     HELPER_NO_HANDLER,      /* () -> exception */
     HELPER_OTHER_PORT,      /* () -> exception */
     HELPER_RESULT,          /* (completion) -> its result, or raises */
+    HELPER_ERROR_NUMBER,    /* (number, number) -> what the module errno calls it; None: the same on this system */
     HELPERS
 };
 

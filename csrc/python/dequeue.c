@@ -25,6 +25,18 @@ static struct completion_object *completion_create(const struct binding *binding
     return completion;
 }
 
+/* A new reference, or NULL with an exception set. */
+static PyObject *error_of(const struct binding *binding, const an_completion *entry) {
+    if (entry->error == 0)
+        return reference(binding->zero);
+    PyObject *translate = binding->helpers[HELPER_ERROR_NUMBER], *number = PyLong_FromLong(entry->error);
+    if (number == NULL || translate == Py_None)
+        return number;
+    PyObject *translated = PyObject_CallFunctionObjArgs(translate, number, number, NULL);
+    Py_DECREF(number);
+    return translated;
+}
+
 /* What the completion of a socket's operation carries; false with an exception set. */
 static bool describe(struct binding *binding, struct completion_object *completion, const an_completion *entry,
                      struct operation_object *operation) {
@@ -123,7 +135,7 @@ static bool decode(struct port_object *port, struct batch *batch, const an_compl
         return false;
     bool whole = true;
     completion->kind = reference(binding->kinds[entry->kind]);
-    completion->error = entry->error == 0 ? reference(binding->zero) : PyLong_FromLong(entry->error);
+    completion->error = error_of(binding, entry);
     if (operation == NULL)
         describe_quiet(completion, entry);
     else if (operation->socket == NULL)

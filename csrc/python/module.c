@@ -6,7 +6,7 @@
 static const char *const helper_names[HELPERS] = {
     "timeout_ns",      "nanoseconds", "integer",         "readable",   "writable",      "encode",
     "address_of",      "decode",      "file_descriptor", "refusal",    "dequeue_error", "start_error",
-    "associate_error", "port_closed", "no_handler",      "other_port", "result",
+    "associate_error", "port_closed", "no_handler",      "other_port", "result",        "error_number",
 };
 
 static bool take_kinds(struct binding *binding, PyObject *kinds) {
