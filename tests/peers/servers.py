@@ -100,7 +100,8 @@ def answers(address: Address) -> bool:
     """Whether somebody listens there."""
     with socket.socket() as probe:
         probe.settimeout(1.0)
-        return probe.connect_ex(address) == 0
+        # TCP connects a socket with itself if the system chooses that very port for it.
+        return probe.connect_ex(address) == 0 and probe.getsockname() != address
 
 
 @contextlib.contextmanager
