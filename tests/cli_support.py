@@ -32,8 +32,9 @@ COMMAND = [sys.executable, "-P", "-m", "asyncio_native"]
 def unchosen_address() -> tuple[str, int]:
     """An address of the loopback that is free, for a program that is told its port by number.
 
-    A port that the system chose and got back it may choose for another test at once. The systems
-    choose from 32768 up, or higher; below that only who names a port gets it."""
+    A port that the system chose and got back it may choose for another test at once. Linux, macOS
+    and Windows choose from 32768 up, or higher, unless told otherwise: below that a port goes to
+    who names it."""
     for port in random.sample(range(20_000, 32_768), 1000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
