@@ -268,7 +268,8 @@ def test_closing_the_port_under_a_storm_of_signals_ends_all_requests(
 FORKING = """
     import errno, os, select, signal, socket, sys, threading, time, warnings
     import asyncio_native as an
-    from support import dial, drain, listening, nothing, one, pair, pattern, read_exactly, settle
+    from support import PATIENCE, dial, drain, listening, nothing, one, pair, pattern
+    from support import read_exactly, settle
 
     warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads, from 3.12 on
 
