@@ -339,8 +339,10 @@ class CompletionPort(PortBase):
                 return
             left = Remainder(batch.finish()) if isinstance(batch, Batch) else batch
             for completion in left.completions:
-                if completion.accepted is not None:
-                    completion.accepted.close()
+                # One that is garbage together with the port may have been finalized before it.
+                accepted = completion.accepted
+                if accepted is not None and hasattr(accepted, "_handle"):
+                    accepted.close()
 
     def _forget(self) -> None:
         """Leaves all that several threads have used, in a forked child of this process.

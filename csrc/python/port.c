@@ -79,7 +79,9 @@ void fast_discard_abandoned(struct port_object *port) {
     port->abandoned_first = 0;
     for (Py_ssize_t i = first; abandoned != NULL && i < PyList_Size(abandoned); i++) {
         PyObject *accepted = ((struct completion_object *)PyList_GetItem(abandoned, i))->accepted;
-        if (accepted != NULL && accepted != Py_None && !fast_close_socket((struct socket_object *)accepted, false))
+        if (accepted == NULL || accepted == Py_None || ((struct socket_object *)accepted)->handle == NULL)
+            continue; /* garbage together with the port, and finalized before it */
+        if (!fast_close_socket((struct socket_object *)accepted, false))
             PyErr_Clear();
     }
     Py_XDECREF(abandoned);

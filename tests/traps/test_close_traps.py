@@ -402,6 +402,42 @@ def test_everything_dropped_at_once_is_given_back_and_peers_are_told(backend: st
     )
 
 
+def test_an_abandoned_connection_that_is_finalized_before_its_port_does_no_harm(
+    backend: str,
+) -> None:
+    """What a signal handler broke off stays with the port; garbage goes in any order."""
+    check_python(
+        """
+        import gc, socket, warnings
+        import asyncio_native as an
+        from support import PATIENCE, dial, listening
+
+        def abandon(port, done):
+            if an.binding == "c":
+                port._abandon(done)
+            else:
+                from asyncio_native._batch import Remainder
+                port._abandoned.append(Remainder(done))
+
+        warnings.simplefilter("ignore", ResourceWarning)
+        port = an.CompletionPort()
+        listener, address = listening(port)
+        listener.accept(multishot=True)
+        peer = dial(address)
+        done = port.dequeue_many(timeout=PATIENCE)
+        accepted = done[0].accepted
+        port.associate(accepted)
+        abandon(port, done)
+        del done, listener, port
+        gc.collect()  # the port now stands behind what alone leads to it
+        del accepted
+        gc.collect()
+        assert peer.recv(1) == b""
+        """,
+        backend,
+    )
+
+
 def test_a_forgotten_port_at_interpreter_exit_does_no_harm(backend: str) -> None:
     """Nothing is closed, everything is in flight, all at module level."""
     check_python(
