@@ -381,6 +381,12 @@ class Proxy:
                 with contextlib.suppress(OSError):
                     end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             end.socket.close()
+            # What still comes asks whether the connection is closed, and no more: without a cycle
+            # memory does not wait for the garbage collector, which is late without the lock.
+            end.multishot = None
+            del end.socket, end.other
+        connection.timer = None
+        del connection.client, connection.target
 
     def _timer_fired(self, connection: Connection | None) -> None:
         if connection is None:
