@@ -22,7 +22,7 @@ from cli_support import (
     processor_seconds,
     run_cli,
 )
-from support import PATIENCE, PROGRAM_SECONDS, SOON_SECONDS, eventually
+from support import PATIENCE, PROGRAM_SECONDS, SOON_SECONDS, WINE, eventually
 
 #: How the report tells of a process that was killed; Windows has no signal to name.
 KILLED = "ended with status 15" if sys.platform == "win32" else "was killed by signal 9"
@@ -356,6 +356,11 @@ def test_the_report_for_people_says_what_was_lost(tmp_path: Path) -> None:
     assert "no byte" not in ended.stdout
 
 
+@pytest.mark.skipif(
+    WINE,
+    reason="Wine 8: a process whose threads receive when it ends may stay, with its connections: "
+    "in 4 of 14 tries two of its threads went on waiting for wineserver",
+)
 def test_a_server_that_dies_is_noticed(tmp_path: Path, backend: str) -> None:
     ended, _ = run_stand_in(tmp_path, "die", "--messages", "50", "--backend", backend, "--json")
     assert ended.returncode == 1, ended

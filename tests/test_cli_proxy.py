@@ -425,9 +425,9 @@ def test_a_target_that_does_not_answer_is_given_up(backend: str) -> None:
         if len(selector.select(0)) == len(fillers):
             pytest.skip("this system answers more connections than the backlog has room for")
     with Proxy(backend, full.getsockname(), "--connect-timeout", "0.4") as proxy:
-        begun = time.monotonic()
+        begun = time.perf_counter()
         expect_reset(proxy.dial())
-        assert 0.4 <= time.monotonic() - begun < 0.4 + SOON_SECONDS
+        assert 0.4 <= time.perf_counter() - begun < 0.4 + SOON_SECONDS
         assert proxy.statistics()["connects failed"] == "1"
         assert "timed out" in proxy.told
 
@@ -528,11 +528,11 @@ def test_an_idle_connection_is_closed_on_both_sides(backend: str) -> None:
     listener = stdlib_listener()
     with Proxy(backend, listener.getsockname(), "--idle-timeout", "1") as proxy:
         client, target = connected(proxy, listener)
-        begun = time.monotonic()
+        begun = time.perf_counter()
         client.sendall(b"x")
         assert read_exactly(target, 1) == b"x"
         assert read_to_end(client) == b""
-        assert 1 <= time.monotonic() - begun < 1 + SOON_SECONDS
+        assert 1 <= time.perf_counter() - begun < 1 + SOON_SECONDS
         assert read_to_end(target) == b""
         if not WINE:
             statistics = proxy.statistics()
@@ -546,14 +546,14 @@ def test_one_direction_that_flows_keeps_the_connection(backend: str, speaker: st
     with Proxy(backend, listener.getsockname(), "--idle-timeout", "2") as proxy:
         client, target = connected(proxy, listener)
         ours, theirs = (client, target) if speaker == "client" else (target, client)
-        begun = last = time.monotonic()
+        begun = last = time.perf_counter()
         while last - begun < 3:
             time.sleep(0.1)  # the silence between two messages is what is tested
-            last = time.monotonic()
+            last = time.perf_counter()
             ours.sendall(b"x")
             assert read_exactly(theirs, 1) == b"x"
         assert read_to_end(theirs) == b""
-        assert 2 <= time.monotonic() - last < 2 + SOON_SECONDS
+        assert 2 <= time.perf_counter() - last < 2 + SOON_SECONDS
 
 
 def test_a_half_closed_connection_becomes_idle_too(backend: str) -> None:

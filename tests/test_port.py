@@ -247,9 +247,9 @@ def test_dequeue_times_out_never_early(port: an.CompletionPort, seconds: float) 
 
 
 def test_dequeue_many_times_out_never_early(port: an.CompletionPort) -> None:
-    began = time.monotonic()
+    began = time.perf_counter()
     assert port.dequeue_many(timeout=0.1) == []
-    assert 0.1 <= time.monotonic() - began < 0.1 + SOON_SECONDS
+    assert 0.1 <= time.perf_counter() - began < 0.1 + SOON_SECONDS
 
 
 def test_dequeue_many_takes_at_most_max_count(port: an.CompletionPort) -> None:
