@@ -1,13 +1,14 @@
 """The server on asyncio_native that is measured, as its user would write it.
 
     native_server.py [backend=auto] [concurrency=1] [style=quiet] [role=echo] [deadline_s=0]
-                     [busy=0] [port=0]
+                     [busy=0] [port=0] [connections=0]
 
-Prints its port on a line and serves until it is ended. `style=quiet`: one multishot receive for
-each connection, quiet sends. `style=plain`: an operation and a completion for everything. `role`:
-`echo`; `udp`, the same over datagrams; `fanout`, where each message goes to every connection.
-`deadline_s`: a connection that is silent for so long ends. `busy=1`: beside runs a Python thread
-that never waits.
+Prints its port on a line and serves until it is ended; an echo server with `connections=N` ends by
+itself when so many connections have, for instruments that hold signals back. `style=quiet`: one
+multishot receive for each connection, quiet sends. `style=plain`: an operation and a completion for
+everything. `role`: `echo`; `udp`, the same over datagrams; `fanout`, where each message goes to
+every connection. `deadline_s`: a connection that is silent for so long ends. `busy=1`: beside runs
+a Python thread that never waits.
 """
 
 from __future__ import annotations
@@ -40,28 +41,33 @@ def listen(port: an.CompletionPort, number: int) -> an.AsyncSocket:
     return listener
 
 
-def echo(port: an.CompletionPort, number: int, deadline: float | None) -> None:
+def echo(port: an.CompletionPort, number: int, deadline: float | None, limit: int) -> None:
     """Multishot receives, quiet sends."""
     listener = listen(port, number)
     listener.accept(multishot=True)
     announce(listener)
+    ended = 0
     while True:
         for c in port.dequeue_many():
             if c.kind is an.RECV and c.data:
                 c.socket.send(c.data, quiet=True)
             elif c.kind is an.RECV:
                 c.socket.close(flush=True)
+                ended += 1
+                if ended == limit:
+                    return
             elif c.kind is an.ACCEPT:
                 accepted, _ = c.result()
                 port.associate(accepted)
                 accepted.recv(RECEIVE_BYTES, multishot=True, timeout=deadline)
 
 
-def echo_plainly(port: an.CompletionPort, number: int, deadline: float | None) -> None:
+def echo_plainly(port: an.CompletionPort, number: int, deadline: float | None, limit: int) -> None:
     """One operation after the other, and a completion for each."""
     listener = listen(port, number)
     listener.accept()
     announce(listener)
+    ended = 0
     while True:
         for c in port.dequeue_many():
             if c.kind is an.RECV and c.data:
@@ -75,6 +81,9 @@ def echo_plainly(port: an.CompletionPort, number: int, deadline: float | None) -
                 accepted.recv(RECEIVE_BYTES, timeout=deadline)
             else:
                 c.socket.close(flush=True)
+                ended += 1
+                if ended == limit:
+                    return
 
 
 def echo_datagrams(port: an.CompletionPort, number: int) -> None:
@@ -131,6 +140,7 @@ def main() -> None:
     number = int(options.pop("port", "0"))
     deadline = float(options.pop("deadline_s", "0")) or None
     role, style = options.pop("role", "echo"), options.pop("style", "quiet")
+    limit = int(options.pop("connections", "0"))
     if options.pop("busy", "0") == "1":
         threading.Thread(target=spin, daemon=True).start()
     if options:
@@ -141,7 +151,7 @@ def main() -> None:
         elif role == "fanout":
             fan_out(port, number)
         else:
-            {"quiet": echo, "plain": echo_plainly}[style](port, number, deadline)
+            {"quiet": echo, "plain": echo_plainly}[style](port, number, deadline, limit)
 
 
 if __name__ == "__main__":
