@@ -610,8 +610,9 @@ def test_memory_that_runs_out_while_dequeuing_loses_nothing(backend: str) -> Non
     assert int(check_python(NO_MEMORY, backend)) > 20
 
 
-KEEPING = """
-    import socket, sys, threading, time
+#: A thread that always wants the interpreter, and counts its turns.
+BUSY = """
+    import socket, sys, threading
     import asyncio_native as an
 
     INTERVAL, ENOUGH = float(sys.argv[1]), int(sys.argv[2])
@@ -624,7 +625,9 @@ KEEPING = """
         go.wait()
         while running:
             turns += 1
+"""
 
+KEEPING = """
     with an.CompletionPort() as port:
         sender, receiver = map(an.AsyncSocket.adopt, socket.socketpair())
         port.associate(sender)
@@ -680,24 +683,10 @@ def handovers_when_slow(script: str, *calls: str) -> int:
 @only_c
 def test_small_calls_keep_the_interpreter_lock() -> None:
     # None when tried; with the binding over cffi, which releases the lock at each, 5 are reached.
-    assert handovers_when_slow(KEEPING, "sendto", "recvfrom", "epoll_wait") < 5
+    assert handovers_when_slow(BUSY + KEEPING, "sendto", "recvfrom", "epoll_wait") < 5
 
 
 CLOSING = """
-    import sys, threading
-    import asyncio_native as an
-
-    INTERVAL, ENOUGH = float(sys.argv[1]), int(sys.argv[2])
-    running = True
-    turns = 0
-    go = threading.Event()
-
-    def burn():
-        global turns
-        go.wait()
-        while running:
-            turns += 1
-
     with an.CompletionPort() as port:
         sockets = [an.AsyncSocket() for _ in range(500)]
         for sock in sockets:
@@ -721,7 +710,7 @@ CLOSING = """
 
 @only_c
 def test_closing_what_cannot_linger_keeps_the_interpreter_lock() -> None:
-    assert handovers_when_slow(CLOSING, "close", "epoll_ctl", "shutdown") < 5
+    assert handovers_when_slow(BUSY + CLOSING, "close", "epoll_ctl", "shutdown") < 5
 
 
 LINGERING = """
